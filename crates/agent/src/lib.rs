@@ -1,0 +1,1 @@
+//! `bulkhead-agent`: what runs on a node. Gate and keeper; nothing of it stays resident.

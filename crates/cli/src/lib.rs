@@ -1,0 +1,1 @@
+//! bulkhead: the operator's command line.

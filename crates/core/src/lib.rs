@@ -1,0 +1,32 @@
+//! Bulkhead's nouns as plain data.
+//!
+//! Everything here is a pure function of its arguments: no file, socket,
+//! clock, environment variable or random number is read (`clippy.toml` beside
+//! this crate enforces it). Time comes in as [`Timestamp`]; bytes come in as
+//! slices and leave as values or an error that says what was wrong and where.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`digest`] | typed 32-byte ids |
+//! | [`verity`] | the fs-verity digest, computed in pure Rust |
+//! | [`name`] | validated names of apps, services, nodes, … |
+//! | [`image`] | the canonical description of an image, and its id |
+//! | [`manifest`] | `bulkhead.toml` |
+//! | [`order`] | signed statements of what must run |
+//! | [`fleet`] | `fleet.toml`: nodes and how to reach them |
+//! | [`policy`] | who must sign what |
+//! | [`time`] | seconds since the epoch, and their RFC 3339 text |
+
+pub mod digest;
+pub mod fleet;
+pub mod image;
+pub mod manifest;
+pub mod name;
+pub mod order;
+pub mod policy;
+pub mod time;
+pub mod verity;
+
+pub use digest::{FileDigest, ImageId, OrderId, PolicyId};
+pub use name::{AppName, EnvironmentName, FleetName, NodeName, PersonName, ServiceName, VolumeName};
+pub use time::Timestamp;

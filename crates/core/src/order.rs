@@ -1,0 +1,401 @@
+//! Orders: signed statements of what must run, and the whole of it.
+//!
+//! An order is a JSON document, signed as SSHSIG over its exact bytes in the
+//! namespace [`NAMESPACE`]. It says everything that decides what runs: fleet,
+//! environment, the nodes it is for, app, image, every service's complete
+//! sandbox. Whoever carries it chooses nothing, and the node writes the units
+//! itself.
+//!
+//! One order can be for several nodes of one environment, so that a person
+//! with a security key touches it once. For each node it carries that node's
+//! next counter for the app and the id of the order before, so each node can
+//! refuse a replay, a fork and an order meant for another node.
+
+use crate::{
+    digest::{ImageId, OrderId},
+    manifest::is_clean_absolute,
+    name::{AppName, EnvironmentName, FleetName, NodeName, ServiceName, VolumeName},
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// SSHSIG namespace of orders.
+pub const NAMESPACE: &str = "order@bulkhead";
+/// The largest order that anyone reads.
+pub const ORDER_MAX_BYTES: usize = 256 << 10;
+
+/// A statement of what must run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Order {
+    /// Version of this format: 1.
+    pub format: u32,
+    /// The fleet it is for.
+    pub fleet: FleetName,
+    /// The environment it is for.
+    pub environment: EnvironmentName,
+    /// The app it is about.
+    pub app: AppName,
+    /// The nodes it is for.
+    pub targets: BTreeMap<NodeName, Target>,
+    /// When it was made, by the signer's clock.
+    pub issued: Timestamp,
+    /// From when on no node accepts it any more.
+    pub not_after: Timestamp,
+    /// What to do.
+    pub action: Action,
+    /// Why, in the signer's words; shown in the history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// Where an order stands in one node's history of the app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// One more than the counter of the last order the node accepted for this app.
+    pub counter: u64,
+    /// That last order; none for the first.
+    pub previous: Option<OrderId>,
+}
+
+/// What an order does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Action {
+    /// Run these services from this image, and nothing else of the app. Makes a release.
+    Run(Run),
+    /// Stop services; the release stays and boots do not start them again.
+    Stop {
+        /// Which; empty for all.
+        services: Vec<ServiceName>,
+    },
+    /// Start stopped services of the live release.
+    Start {
+        /// Which; empty for all.
+        services: Vec<ServiceName>,
+    },
+    /// Restart services of the live release.
+    Restart {
+        /// Which; empty for all.
+        services: Vec<ServiceName>,
+    },
+    /// Stop the app and forget its releases. Volumes stay unless said otherwise.
+    Remove {
+        /// Whether its volumes are deleted too.
+        volumes: bool,
+    },
+}
+
+impl Action {
+    /// The word for it in tables and logs.
+    #[must_use]
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Self::Run(_) => "run",
+            Self::Stop { .. } => "stop",
+            Self::Start { .. } => "start",
+            Self::Restart { .. } => "restart",
+            Self::Remove { .. } => "remove",
+        }
+    }
+}
+
+/// What a release is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// The constant part.
+    pub image: ImageId,
+    /// Every service, with its whole sandbox.
+    pub services: Vec<ServiceSpec>,
+    /// Where the sources stood when the image was built, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+    /// What this release was made from when it was not built: `rollback to 3`, `promoted from staging`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+}
+
+/// Where sources stood. Stated by the signer; nobody verifies it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// The version-control commit.
+    pub commit: String,
+    /// Whether files differed from it.
+    pub dirty: bool,
+}
+
+/// One service and its whole sandbox. Whatever is not said here, it does not get.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceSpec {
+    /// The service's name, unique in the app.
+    pub name: ServiceName,
+    /// The program (a path in the image, or a name looked for in its bin directories) and its arguments.
+    pub command: Vec<String>,
+    /// Absolute working directory.
+    pub workdir: String,
+    /// Environment variables.
+    pub env: BTreeMap<String, String>,
+    /// The TCP port it listens on inside its private network.
+    pub port: Option<u16>,
+    /// How the node tells that it is well.
+    pub health: Health,
+    /// Its writable, lasting directories.
+    pub volumes: Vec<VolumeMount>,
+    /// The most memory.
+    pub memory_max_bytes: Option<u64>,
+    /// The most processes and threads.
+    pub tasks_max: Option<u32>,
+    /// The most CPU, in hundredths of a core.
+    pub cpu_percent: Option<u32>,
+    /// Whether it may make memory executable.
+    pub jit: bool,
+    /// How long old connections may go on after the switch.
+    pub drain_ms: u32,
+    /// From SIGTERM to SIGKILL.
+    pub stop_ms: u32,
+}
+
+/// A volume and where the service sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeMount {
+    /// The volume, unique in the app on a node.
+    pub name: VolumeName,
+    /// Absolute path in the image's tree.
+    pub path: String,
+}
+
+/// When a service counts as well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    /// What is checked.
+    pub check: HealthCheck,
+    /// From start to healthy at most.
+    pub within_ms: u32,
+}
+
+/// What is checked, from outside the app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "by", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum HealthCheck {
+    /// A GET of this path answers with a status from 200 to 399.
+    Http {
+        /// Starts with `/`.
+        path: String,
+    },
+    /// The port is listened on.
+    Tcp,
+    /// Still running one second after its start.
+    StaysUp,
+}
+
+/// Why bytes are not an order.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OrderError {
+    /// Not JSON of this shape.
+    #[error("not an order: {0}")]
+    Json(String),
+    /// A value that no node would accept.
+    #[error("order: {0}")]
+    Value(String),
+}
+
+const SERVICES_MAX: usize = 64;
+const WORDS_MAX: usize = 1024;
+const TARGETS_MAX: usize = 10_000;
+
+impl Order {
+    /// Reads an order from its exact bytes. Verify signatures before calling this.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(bytes: &[u8]) -> Result<Self, OrderError> {
+        let order: Self = serde_json::from_slice(bytes).map_err(|error| OrderError::Json(error.to_string()))?;
+        order.check().map_err(OrderError::Value)?;
+        Ok(order)
+    }
+
+    /// The bytes to sign: indented JSON, so that a person can read what is signed.
+    ///
+    /// # Panics
+    /// Never: plain data always serialises.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self).expect("plain data always serialises");
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Checks what the types cannot. Run on both sides: before signing and by the node.
+    ///
+    /// # Errors
+    /// A sentence about the first bad value.
+    pub fn check(&self) -> Result<(), String> {
+        if self.format != 1 {
+            return Err(format!("format {} is not known here; update the agent", self.format));
+        }
+        if self.targets.is_empty() || self.targets.len() > TARGETS_MAX {
+            return Err(format!("an order is for 1 to {TARGETS_MAX} nodes"));
+        }
+        if self.targets.values().any(|target| target.counter == 0) {
+            return Err("counters start at 1".into());
+        }
+        if self.message.as_ref().is_some_and(|text| text.len() > 1000 || text.chars().any(char::is_control)) {
+            return Err("the message is one line of at most 1000 bytes".into());
+        }
+        if let Action::Run(run) = &self.action {
+            if run.services.is_empty() || run.services.len() > SERVICES_MAX {
+                return Err(format!("a release has 1 to {SERVICES_MAX} services"));
+            }
+            for (index, service) in run.services.iter().enumerate() {
+                if run.services[..index].iter().any(|other| other.name == service.name) {
+                    return Err(format!("service `{}` twice", service.name));
+                }
+                service.check().map_err(|what| format!("service `{}`: {what}", service.name))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ServiceSpec {
+    /// Unit files are lines of text, so nothing that reaches them may hold a
+    /// control character; all else is quoted by the writer of units.
+    fn check(&self) -> Result<(), String> {
+        let plain = |text: &str| !text.chars().any(char::is_control);
+        if self.command.is_empty() || self.command.len() > WORDS_MAX || self.command[0].is_empty() {
+            return Err(format!("a command has 1 to {WORDS_MAX} words"));
+        }
+        if self.command[0].contains('/') && !is_clean_absolute(&self.command[0]) {
+            return Err(format!("program `{}` is neither a plain name nor a clean absolute path", self.command[0]));
+        }
+        if !self.command[0].chars().all(|c| c.is_ascii_alphanumeric() || "/._+-".contains(c)) {
+            return Err(format!("program `{}`: letters, digits and / . _ + - only", self.command[0]));
+        }
+        if let Some(word) = self.command.iter().find(|word| !plain(word)) {
+            return Err(format!("argument {word:?} has a control character"));
+        }
+        if self.env.len() > WORDS_MAX {
+            return Err(format!("more than {WORDS_MAX} environment variables"));
+        }
+        for (key, value) in &self.env {
+            let good = key.bytes().enumerate().all(|(index, byte)| {
+                byte == b'_' || byte.is_ascii_alphabetic() || (index > 0 && byte.is_ascii_digit())
+            });
+            if key.is_empty() || !good || !plain(value) {
+                return Err(format!(
+                    "environment variable {key:?}: a plain name and a value without control characters"
+                ));
+            }
+        }
+        if !is_clean_absolute(&self.workdir) && self.workdir != "/" {
+            return Err(format!("workdir `{}` is not a clean absolute path", self.workdir));
+        }
+        if self.port == Some(0) {
+            return Err("port 0".into());
+        }
+        for volume in &self.volumes {
+            if !is_clean_absolute(&volume.path) {
+                return Err(format!("volume `{}`: `{}` is not a clean absolute path", volume.name, volume.path));
+            }
+            let top = volume.path.split('/').nth(1).unwrap_or_default();
+            if ["proc", "sys", "dev", "run"].contains(&top) {
+                return Err(format!("volume `{}`: `{}` belongs to the system", volume.name, volume.path));
+            }
+        }
+        match &self.health.check {
+            HealthCheck::Http { path } => {
+                if self.port.is_none()
+                    || !path.starts_with('/')
+                    || path.len() > 1000
+                    || !path.bytes().all(|b| b.is_ascii_graphic())
+                {
+                    return Err(format!("health path {path:?}: needs a port and plain ASCII from `/` on"));
+                }
+            }
+            HealthCheck::Tcp if self.port.is_none() => return Err("a TCP health check needs a port".into()),
+            HealthCheck::Tcp | HealthCheck::StaysUp => {}
+        }
+        if self.health.within_ms > 3_600_000 || self.drain_ms > 3_600_000 || self.stop_ms > 3_600_000 {
+            return Err("a duration over one hour".into());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service() -> ServiceSpec {
+        ServiceSpec {
+            name: "web".parse().unwrap(),
+            command: vec!["node".into(), "server.js".into()],
+            workdir: "/app".into(),
+            env: BTreeMap::new(),
+            port: Some(3000),
+            health: Health { check: HealthCheck::Http { path: "/health".into() }, within_ms: 1000 },
+            volumes: vec![],
+            memory_max_bytes: None,
+            tasks_max: None,
+            cpu_percent: None,
+            jit: true,
+            drain_ms: 0,
+            stop_ms: 0,
+        }
+    }
+
+    fn order(service: ServiceSpec) -> Order {
+        Order {
+            format: 1,
+            fleet: "acme".parse().unwrap(),
+            environment: "staging".parse().unwrap(),
+            app: "notes".parse().unwrap(),
+            targets: [("n1".parse().unwrap(), Target { counter: 1, previous: None })].into(),
+            issued: Timestamp(0),
+            not_after: Timestamp(600),
+            action: Action::Run(Run { image: ImageId([7; 32]), services: vec![service], source: None, origin: None }),
+            message: None,
+        }
+    }
+
+    #[test]
+    fn bytes_and_back() {
+        let order = order(service());
+        assert_eq!(Order::parse(&order.to_bytes()), Ok(order));
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        let text = String::from_utf8(order(service()).to_bytes()).unwrap();
+        let altered = text.replacen("\"jit\"", "\"privileged\": true, \"jit\"", 1);
+        assert!(Order::parse(altered.as_bytes()).unwrap_err().to_string().contains("unknown field `privileged`"));
+    }
+
+    #[test]
+    fn what_is_refused() {
+        let check = |change: fn(&mut ServiceSpec), what: &str| {
+            let mut service = service();
+            change(&mut service);
+            let error = Order::parse(&order(service).to_bytes()).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        };
+        check(|s| s.command.clear(), "1 to 1024 words");
+        check(|s| s.command[0] = "./run".into(), "clean absolute");
+        check(|s| s.command[0] = "+node".repeat(2).replace('+', "@"), "letters, digits");
+        check(|s| s.command[1] = "a\nUser=root".into(), "control character");
+        check(|s| drop(s.env.insert("A B".into(), String::new())), "environment variable");
+        check(|s| drop(s.env.insert("A".into(), "x\ny".into())), "environment variable");
+        check(|s| s.workdir = "/a/../b".into(), "workdir");
+        check(|s| s.port = None, "needs a port");
+        check(|s| s.health.within_ms = u32::MAX, "one hour");
+        check(|s| s.volumes.push(VolumeMount { name: "v".parse().unwrap(), path: "/proc/x".into() }), "system");
+        check(|s| s.volumes.push(VolumeMount { name: "v".parse().unwrap(), path: "/x:/etc".into() }), "clean absolute");
+    }
+}

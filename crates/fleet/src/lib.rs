@@ -1,0 +1,1 @@
+//! Outbound effects: SSH client, agent client, push, signing with keys people have.

@@ -1,0 +1,1 @@
+//! Builds sealed images: scan, Debian packages, ELF closure, lint. Pure Rust, any host.

@@ -1,0 +1,1 @@
+//! Content-addressed objects, packs, images; composefs mounts on Linux.

@@ -1,0 +1,1 @@
+//! Local fleets, a WAN relay and fixtures for tests and benchmarks.
