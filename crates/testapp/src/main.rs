@@ -1,0 +1,140 @@
+//! A service for tests: well-behaved unless its arguments say otherwise, and
+//! able to report from inside its sandbox what it can see and do.
+//!
+//! ```text
+//! testapp serve PORT [--start-ms N] [--sick]   HTTP on 127.0.0.1:PORT, after N ms; unhealthy with --sick
+//! testapp exit CODE                            prints a line on stderr and exits
+//! testapp idle                                 stays up, listens on nothing
+//! ```
+//!
+//! | request | answer |
+//! |---|---|
+//! | `/health` | 200, or 503 with `--sick` |
+//! | `/version` | the contents of `version.txt` in the working directory |
+//! | `/slow/MS` | 200 after MS milliseconds |
+//! | `/read/PATH` | the file, or the error's text |
+//! | `/list/PATH` | names in the directory, a line each |
+//! | `/append/PATH/TEXT` | appends a line to the file, synced |
+//! | `/connect/HOST:PORT` | `connected`, or the error's text |
+//! | `/exec/PATH` | `ran`, or the error's text |
+//! | `/env` | the environment, a line each |
+//! | `/crash` | the process ends with 3 |
+#![expect(clippy::print_stderr, clippy::exit, reason = "a test program talks through its standard streams")]
+
+use std::{
+    env, fs,
+    io::{self, BufRead, BufReader, Write},
+    net::{TcpListener, TcpStream, ToSocketAddrs},
+    process::{Command, exit},
+    thread,
+    time::Duration,
+};
+
+fn main() {
+    let words: Vec<String> = env::args().collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[1..] {
+        ["serve", port, ref options @ ..] => {
+            if let Some(index) = options.iter().position(|word| *word == "--start-ms") {
+                let delay_ms = options[index + 1].parse().expect("milliseconds");
+                thread::sleep(Duration::from_millis(delay_ms));
+            }
+            serve(port.parse().expect("a port"), options.contains(&"--sick"));
+        }
+        ["exit", code] => {
+            eprintln!("testapp: exiting on request with {code}");
+            exit(code.parse().expect("a code"));
+        }
+        ["idle"] => loop {
+            thread::park();
+        },
+        _ => {
+            eprintln!("usage: testapp serve PORT [--start-ms N] [--sick] | exit CODE | idle");
+            exit(2);
+        }
+    }
+}
+
+fn serve(port: u16, sick: bool) {
+    let listener = TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
+    eprintln!("testapp: listening on {port}");
+    for stream in listener.incoming().flatten() {
+        thread::spawn(move || {
+            if let Err(error) = converse(&stream, sick) {
+                eprintln!("testapp: {error}");
+            }
+        });
+    }
+}
+
+/// Requests on one connection until the client closes it.
+fn converse(stream: &TcpStream, sick: bool) -> io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let mut close = false;
+        loop {
+            let mut header = String::new();
+            if reader.read_line(&mut header)? == 0 || header.trim().is_empty() {
+                break;
+            }
+            close |= header.trim().eq_ignore_ascii_case("connection: close");
+        }
+        let path = line.split(' ').nth(1).unwrap_or("/");
+        let (status, body) = answer(path, sick);
+        let connection = if close { "close" } else { "keep-alive" };
+        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: {connection}\r\n\r\n", body.len());
+        let mut writer = stream;
+        writer.write_all(&[head.as_bytes(), body.as_bytes()].concat())?;
+        if close {
+            return Ok(());
+        }
+    }
+}
+
+fn answer(path: &str, sick: bool) -> (&'static str, String) {
+    let (word, rest) = path[1..].split_once('/').unwrap_or((&path[1..], ""));
+    let body = match word {
+        "health" if sick => return ("503 Service Unavailable", "sick".into()),
+        "health" => Ok("well".into()),
+        "version" => fs::read_to_string("version.txt"),
+        "slow" => {
+            thread::sleep(Duration::from_millis(rest.parse().unwrap_or(0)));
+            Ok("slept".into())
+        }
+        "read" => fs::read(format!("/{rest}")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+        "list" => list(&format!("/{rest}")),
+        "append" => {
+            rest.rsplit_once('/').map_or(Ok("no text".into()), |(file, text)| append(&format!("/{file}"), text))
+        }
+        "connect" => connect(rest),
+        "exec" => Command::new(format!("/{rest}")).status().map(|_| "ran".into()),
+        "env" => Ok(env::vars().map(|(key, value)| format!("{key}={value}\n")).collect()),
+        "crash" => exit(3),
+        _ => return ("404 Not Found", "no such path".into()),
+    };
+    ("200 OK", body.unwrap_or_else(|error| format!("error: {error}")))
+}
+
+fn list(path: &str) -> io::Result<String> {
+    let mut names: Vec<String> = fs::read_dir(path)?
+        .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_, _>>()?;
+    names.sort();
+    Ok(names.join("\n"))
+}
+
+fn append(path: &str, text: &str) -> io::Result<String> {
+    let mut file = fs::OpenOptions::new().append(true).create(true).open(path)?;
+    writeln!(file, "{text}")?;
+    file.sync_all()?;
+    Ok("written".into())
+}
+
+fn connect(address: &str) -> io::Result<String> {
+    let address = address.to_socket_addrs()?.next().ok_or(io::ErrorKind::AddrNotAvailable)?;
+    TcpStream::connect_timeout(&address, Duration::from_secs(2)).map(|_| "connected".into())
+}
