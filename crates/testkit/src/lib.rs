@@ -1,1 +1,6 @@
-//! Local fleets, a WAN relay and fixtures for tests and benchmarks.
+//! What tests and benchmarks on real nodes share: a WAN relay and fixtures.
+//!
+//! Used at development time only; no binary of the product depends on it.
+
+pub mod fixture;
+pub mod relay;
