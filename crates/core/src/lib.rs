@@ -12,6 +12,7 @@
 //! | [`name`] | validated names of apps, services, nodes, … |
 //! | [`image`] | the canonical description of an image, and its id |
 //! | [`manifest`] | `bulkhead.toml` |
+//! | [`node`] | who a node is, and what its installation is given |
 //! | [`order`] | signed statements of what must run |
 //! | [`fleet`] | `fleet.toml`: nodes and how to reach them |
 //! | [`policy`] | who must sign what |
@@ -22,6 +23,7 @@ pub mod fleet;
 pub mod image;
 pub mod manifest;
 pub mod name;
+pub mod node;
 pub mod order;
 pub mod policy;
 pub mod time;

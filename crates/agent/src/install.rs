@@ -1,0 +1,315 @@
+//! Laying a node out: from a stock Debian-like system to a machine that listens
+//! on SSH alone and knows its fleet, its name and its policy.
+//!
+//! [`install`] works on the running system (root `/`) or on a tree that has not
+//! booted yet. It may be repeated: it compares before it writes, reports each
+//! change, and a second run changes nothing. What must be on disk is one list
+//! of items ([`layout`]), which [`verify`] compares without writing.
+//!
+//! ```text
+//! install/layout.rs  what goes where: the list of items, from `files/` and the configuration
+//! install/tree.rs    a system's tree: compare, write durably, run its programs
+//! install/sshd.rs    which OpenSSH is there, and the configuration for it
+//! install/live.rs    taking over on a running system, and who else listens
+//! ```
+//!
+//! Invariants:
+//! - The stock SSH server is put out of service only after the new
+//!   configuration has passed `sshd -t`, and comes back if the new unit fails.
+//! - An installed node is not given another identity, nor a policy that does
+//!   not follow from the one it has pinned.
+
+mod layout;
+mod live;
+mod sshd;
+mod tree;
+
+use bulkhead_core::{
+    node::{NodeConfig, NodeIdentity},
+    policy::{Policy, Role},
+};
+use bulkhead_trust::{PublicKey, Refusal, accept_policy, pin_first_policy};
+use serde::{Deserialize, Serialize};
+use std::{
+    fmt::Write as _,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
+
+pub use layout::authorized_keys;
+use tree::Tree;
+
+/// The longest configuration that is read: a policy and its signatures, escaped as JSON.
+const CONFIG_MAX_BYTES: u64 = 4 << 20;
+
+/// What an installation did.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// Each change, in the order it was made. Empty where all was in place.
+    pub changes: Vec<String>,
+    /// What somebody should know: programs that listen, a policy without couriers.
+    pub notes: Vec<String>,
+    /// The node's public host key, `ssh-ed25519 AAAA…`.
+    pub host_key: String,
+}
+
+/// Why a node could not be laid out.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// Standard input did not hold a configuration.
+    #[error("cannot read the node's configuration from standard input: {what}")]
+    Config {
+        /// What is wrong.
+        what: String,
+    },
+    /// The policy was refused.
+    #[error("the policy is refused: {0}")]
+    Policy(Refusal),
+    /// The node belongs to another fleet, or is another node.
+    #[error(
+        "this machine is node `{found_node}` of fleet `{found_fleet}`, environment `{found_environment}`; it is not made another one. Install a fresh system for that"
+    )]
+    OtherIdentity {
+        /// Its name.
+        found_node: String,
+        /// Its fleet.
+        found_fleet: String,
+        /// Its environment.
+        found_environment: String,
+    },
+    /// A file that an earlier installation wrote cannot be understood.
+    #[error("cannot understand {path}: {what}")]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// A file operation failed.
+    #[error("cannot {operation} {path}")]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A program that is needed is not installed.
+    #[error("{path} is missing: install the package `{package}`")]
+    Missing {
+        /// Which program.
+        path: PathBuf,
+        /// The Debian package that holds it.
+        package: &'static str,
+    },
+    /// A program could not be run.
+    #[error("cannot run `{program}`")]
+    Run {
+        /// Which.
+        program: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A program failed.
+    #[error("`{program}` failed: {message}")]
+    Program {
+        /// Which, with its arguments.
+        program: String,
+        /// What it said.
+        message: String,
+    },
+    /// The OpenSSH that is there cannot be used.
+    #[error("OpenSSH {found} is too old: 9.2 or later is needed")]
+    OldOpenSsh {
+        /// Its version.
+        found: String,
+    },
+    /// An ordinary account has a name that the node needs.
+    #[error("the account `{name}` exists and belongs to a person (user id {uid}); remove or rename it")]
+    AccountTaken {
+        /// Which.
+        name: &'static str,
+        /// Its user id.
+        uid: u32,
+    },
+    /// The new SSH server did not start; the stock one was put back.
+    #[error("bulkhead-sshd.service did not start, the stock SSH server was put back: {message}")]
+    SshdFailed {
+        /// What systemd said.
+        message: String,
+    },
+}
+
+/// Lays out the system at `root`: the running one where it is `/`. `agent` is
+/// the static binary to install; it may be the one that is installed already.
+///
+/// # Errors
+/// What could not be done. Changes made before it stay, and a repetition goes on from there.
+pub fn install(root: &Path, config: &NodeConfig, agent: &Path) -> Result<Report, InstallError> {
+    let mut tree = Tree::open(root)?;
+    check_identity(&tree, config)?;
+    let policy = check_policy(&tree, config)?;
+    let version = sshd::version(&tree)?;
+    tree.require("usr/sbin/nft", "nftables")?;
+
+    tree.accounts(&layout::ACCOUNTS)?;
+    for item in layout::items(&tree, config, &policy, &version, agent)? {
+        tree.apply(&item)?;
+    }
+    let host_key = sshd::host_key(&mut tree, config)?;
+    sshd::check(&tree)?;
+    // Only now, when the new server's configuration is known to be good.
+    for item in layout::masks(&tree) {
+        tree.apply(&item)?;
+    }
+    let mut notes = Vec::new();
+    if policy.holders(Role::Courier).next().is_none() {
+        notes.push("the policy names no courier: nobody can connect to this node".to_owned());
+    }
+    if tree.is_live() {
+        live::take_over(&mut tree)?;
+        notes.extend(live::listeners(&tree)?);
+    }
+    Ok(Report { changes: tree.into_changes(), notes, host_key })
+}
+
+/// Compares an installed node with what [`install`] would write. Empty where nothing differs.
+///
+/// # Errors
+/// Where the comparison itself cannot be made, as on a machine that is no node.
+pub fn verify(root: &Path) -> Result<Vec<String>, InstallError> {
+    let tree = Tree::open(root)?;
+    let identity = read_identity(&tree)?.ok_or_else(|| InstallError::Unreadable {
+        path: tree.path(layout::IDENTITY),
+        what: "it does not exist, so this machine is not a node".to_owned(),
+    })?;
+    let (policy_text, signatures) = read_policy(&tree)?.ok_or_else(|| InstallError::Unreadable {
+        path: tree.path(layout::POLICY),
+        what: "it does not exist".to_owned(),
+    })?;
+    let policy = Policy::parse(policy_text.as_bytes())
+        .map_err(|what| InstallError::Unreadable { path: tree.path(layout::POLICY), what })?;
+    let config = NodeConfig {
+        fleet: identity.fleet,
+        node: identity.node,
+        environment: identity.environment,
+        policy: policy_text,
+        signatures,
+        host_key: None,
+    };
+    let version = sshd::version(&tree)?;
+    let agent = tree.path(layout::AGENT);
+    let mut differences = Vec::new();
+    for item in layout::items(&tree, &config, &policy, &version, &agent)?.iter().chain(&layout::masks(&tree)) {
+        differences.extend(tree.difference(item)?);
+    }
+    Ok(differences)
+}
+
+/// `bulkhead-agent install [--root DIR] [--verify]`: reads a [`NodeConfig`] as
+/// JSON from standard input and writes a [`Report`] as JSON to standard output.
+///
+/// # Errors
+/// A sentence for standard error, its causes included.
+pub fn command(arguments: &[String]) -> Result<String, String> {
+    let mut root = PathBuf::from("/");
+    let mut compare = false;
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        match argument.as_str() {
+            "--root" => root = rest.next().ok_or("--root needs a directory")?.into(),
+            "--verify" => compare = true,
+            other => return Err(format!("unknown argument `{other}`; known: --root DIR, --verify")),
+        }
+    }
+    let result = if compare {
+        verify(&root).map(|differences| to_json(&differences))
+    } else {
+        read_config(io::stdin().lock())
+            .and_then(|config| {
+                let agent = std::env::current_exe()
+                    .map_err(|source| InstallError::Run { program: "bulkhead-agent".to_owned(), source })?;
+                install(&root, &config, &agent)
+            })
+            .map(|report| to_json(&report))
+    };
+    result.map_err(|error| chain(&error))
+}
+
+fn to_json(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("lists of text always serialise")
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        write!(text, ": {cause}").expect("a String takes all that is written");
+        source = cause.source();
+    }
+    text
+}
+
+fn read_config(input: impl io::Read) -> Result<NodeConfig, InstallError> {
+    let mut bytes = Vec::new();
+    input
+        .take(CONFIG_MAX_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| InstallError::Config { what: error.to_string() })?;
+    if bytes.len() as u64 > CONFIG_MAX_BYTES {
+        return Err(InstallError::Config { what: "it is longer than 4 MiB".to_owned() });
+    }
+    serde_json::from_slice(&bytes).map_err(|error| InstallError::Config { what: error.to_string() })
+}
+
+fn read_identity(tree: &Tree) -> Result<Option<NodeIdentity>, InstallError> {
+    let Some(bytes) = tree.read(layout::IDENTITY)? else { return Ok(None) };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| InstallError::Unreadable { path: tree.path(layout::IDENTITY), what: error.to_string() })
+}
+
+fn check_identity(tree: &Tree, config: &NodeConfig) -> Result<(), InstallError> {
+    match read_identity(tree)? {
+        Some(found) if found != config.identity() => Err(InstallError::OtherIdentity {
+            found_node: found.node.to_string(),
+            found_fleet: found.fleet.to_string(),
+            found_environment: found.environment.to_string(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn read_policy(tree: &Tree) -> Result<Option<(String, Vec<String>)>, InstallError> {
+    let unreadable = |path: &str, what: String| InstallError::Unreadable { path: tree.path(path), what };
+    let Some(bytes) = tree.read(layout::POLICY)? else { return Ok(None) };
+    let text = String::from_utf8(bytes).map_err(|error| unreadable(layout::POLICY, error.to_string()))?;
+    let signatures = match tree.read(layout::POLICY_SIGNATURES)? {
+        Some(bytes) => {
+            serde_json::from_slice(&bytes).map_err(|error| unreadable(layout::POLICY_SIGNATURES, error.to_string()))?
+        }
+        None => Vec::new(),
+    };
+    Ok(Some((text, signatures)))
+}
+
+/// The first policy vouches for itself; a later one must follow from the pinned one, as the keeper demands.
+fn check_policy(tree: &Tree, config: &NodeConfig) -> Result<Policy, InstallError> {
+    let bytes = config.policy.as_bytes();
+    match read_policy(tree)? {
+        Some((pinned, _)) if pinned != config.policy => {
+            let pinned = Policy::parse(pinned.as_bytes())
+                .map_err(|what| InstallError::Unreadable { path: tree.path(layout::POLICY), what })?;
+            accept_policy(bytes, &config.signatures, &pinned)
+        }
+        _ => pin_first_policy(bytes, &config.signatures, &config.fleet),
+    }
+    .map(bulkhead_trust::Verified::into_value)
+    .map_err(InstallError::Policy)
+}
+
+/// A public key reduced to its type and its key: no options, no comment, nothing else that a line could hold.
+fn bare_key(openssh: &str) -> Option<String> {
+    PublicKey::parse(openssh).ok().map(|key| key.to_openssh())
+}

@@ -1,0 +1,220 @@
+//! What goes where on a node: one list of items, a function of the
+//! configuration and of the OpenSSH that is there.
+
+use super::{InstallError, bare_key, sshd, tree::Tree};
+use bulkhead_core::{
+    node::NodeConfig,
+    policy::{Policy, Role},
+};
+use std::{fmt::Write as _, path::Path};
+
+/// Who the node is.
+pub(super) const IDENTITY: &str = "etc/bulkhead/node.json";
+/// The policy it enforces, byte for byte as it was signed.
+pub(super) const POLICY: &str = "var/lib/bulkhead/policy/policy.json";
+/// The signatures over it: a JSON list of armoured SSHSIG.
+pub(super) const POLICY_SIGNATURES: &str = "var/lib/bulkhead/policy/signatures.json";
+/// The one binary.
+pub(super) const AGENT: &str = "usr/lib/bulkhead/bulkhead-agent";
+/// Its second name, by which it is the gate.
+pub(super) const GATE: &str = "usr/lib/bulkhead/bulkhead-gate";
+/// The SSH server's configuration.
+pub(super) const SSHD_CONFIG: &str = "etc/bulkhead/sshd_config";
+/// The packet filter.
+pub(super) const NFTABLES: &str = "etc/bulkhead/nftables.conf";
+/// Journal settings.
+pub(super) const JOURNALD: &str = "etc/systemd/journald.conf.d/bulkhead.conf";
+/// Directories that do not outlive a boot.
+pub(super) const TMPFILES: &str = "etc/tmpfiles.d/bulkhead.conf";
+/// The host key; its public half is beside it with `.pub`.
+pub(super) const HOST_KEY: &str = "etc/bulkhead/ssh_host_ed25519_key";
+
+const UNIT_DIRECTORY: &str = "etc/systemd/system";
+const RESOLVED: &str = "etc/systemd/resolved.conf.d/bulkhead.conf";
+
+/// An account of the node.
+#[derive(Debug)]
+pub(super) struct Account {
+    pub(super) name: &'static str,
+    pub(super) shell: &'static str,
+    pub(super) comment: &'static str,
+}
+
+/// The home directory of both: root's, empty.
+pub(super) const HOME: &str = "/var/empty";
+
+/// The two accounts that may connect. The drop box's shell never runs: its sessions are `internal-sftp`.
+pub(super) const ACCOUNTS: [Account; 2] = [
+    Account { name: "bulkhead", shell: "/usr/lib/bulkhead/bulkhead-gate", comment: "Bulkhead gate" },
+    Account { name: "bulkhead-drop", shell: "/usr/sbin/nologin", comment: "Bulkhead drop box" },
+];
+
+/// Who owns an item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    Root,
+    Drop,
+}
+
+/// One thing that must be in the tree. Paths are relative to its root.
+#[derive(Debug)]
+pub(super) enum Item {
+    Directory { path: String, mode: u32, owner: Owner },
+    File { path: String, mode: u32, contents: Vec<u8> },
+    Symlink { path: String, target: String },
+    HardLink { path: String, to: String },
+}
+
+impl Item {
+    pub(super) fn path(&self) -> &str {
+        match self {
+            Self::Directory { path, .. }
+            | Self::File { path, .. }
+            | Self::Symlink { path, .. }
+            | Self::HardLink { path, .. } => path,
+        }
+    }
+}
+
+/// Units and their texts. Instances of templates are started by what needs them.
+const UNITS: [(&str, &str); 6] = [
+    ("bulkhead-sshd.service", include_str!("../../files/bulkhead-sshd.service")),
+    ("bulkhead-nftables.service", include_str!("../../files/bulkhead-nftables.service")),
+    ("bulkhead-keeper.socket", include_str!("../../files/bulkhead-keeper.socket")),
+    ("bulkhead-keeper@.service", include_str!("../../files/bulkhead-keeper@.service")),
+    ("bulkhead-image@.service", include_str!("../../files/bulkhead-image@.service")),
+    ("bulkhead-boot.service", include_str!("../../files/bulkhead-boot.service")),
+];
+
+/// Stock services that listen to a network and have no place on a node. Those
+/// that are not installed are not masked.
+const UNWANTED: [&str; 11] = [
+    "ssh.service",
+    "ssh.socket",
+    "sshd.service",
+    "sshd.socket",
+    "rpcbind.service",
+    "rpcbind.socket",
+    "exim4.service",
+    "avahi-daemon.service",
+    "avahi-daemon.socket",
+    "cups.service",
+    "cups.socket",
+];
+
+/// Everything but accounts, the host key and the masks, in the order it is to be written.
+pub(super) fn items(
+    tree: &Tree,
+    config: &NodeConfig,
+    policy: &Policy,
+    version: &sshd::Version,
+    agent: &Path,
+) -> Result<Vec<Item>, InstallError> {
+    let mut items = Vec::new();
+    for (path, mode) in [
+        ("usr/lib/bulkhead", 0o755),
+        ("etc/bulkhead", 0o755),
+        ("etc/bulkhead/keys", 0o755),
+        ("var/empty", 0o755),
+        ("var/lib/bulkhead", 0o711),
+        ("var/lib/bulkhead/policy", 0o700),
+        ("var/lib/bulkhead/store", 0o700),
+        ("var/lib/bulkhead/apps", 0o700),
+        ("var/lib/bulkhead/volumes", 0o711),
+        // sshd demands that a chroot and all above it are root's and nobody else can write there.
+        ("var/lib/bulkhead/drop", 0o755),
+        ("var/log/journal", 0o755),
+    ] {
+        items.push(Item::Directory { path: path.to_owned(), mode, owner: Owner::Root });
+    }
+    // Entered and written, never listed.
+    items.push(Item::Directory { path: "var/lib/bulkhead/drop/in".to_owned(), mode: 0o300, owner: Owner::Drop });
+
+    let agent_bytes = std::fs::read(agent).map_err(|source| InstallError::File {
+        operation: "read the agent's binary",
+        path: agent.to_owned(),
+        source,
+    })?;
+    items.push(Item::File { path: AGENT.to_owned(), mode: 0o755, contents: agent_bytes });
+    items.push(Item::HardLink { path: GATE.to_owned(), to: AGENT.to_owned() });
+
+    let mut text = |path: &str, mode: u32, contents: String| {
+        items.push(Item::File { path: path.to_owned(), mode, contents: contents.into_bytes() });
+    };
+    let mut identity = serde_json::to_string_pretty(&config.identity()).expect("names always serialise");
+    identity.push('\n');
+    text(IDENTITY, 0o644, identity);
+    text(POLICY, 0o600, config.policy.clone());
+    text(POLICY_SIGNATURES, 0o600, serde_json::to_string(&config.signatures).expect("text always serialises"));
+    // sshd reads these with the account's rights.
+    for account in &ACCOUNTS {
+        text(&format!("etc/bulkhead/keys/{}", account.name), 0o644, authorized_keys(policy));
+    }
+    text(SSHD_CONFIG, 0o644, sshd::config(version));
+    text(NFTABLES, 0o644, include_str!("../../files/nftables.conf").to_owned());
+    text(TMPFILES, 0o644, include_str!("../../files/tmpfiles.conf").to_owned());
+    for path in ["etc/systemd/journald.conf.d", "etc/tmpfiles.d", UNIT_DIRECTORY] {
+        items.push(Item::Directory { path: path.to_owned(), mode: 0o755, owner: Owner::Root });
+    }
+    let mut text = |path: &str, contents: &str| {
+        items.push(Item::File { path: path.to_owned(), mode: 0o644, contents: contents.as_bytes().to_vec() });
+    };
+    text(JOURNALD, include_str!("../../files/journald.conf"));
+    for (name, contents) in UNITS {
+        text(&format!("{UNIT_DIRECTORY}/{name}"), contents);
+    }
+    if tree.exists("usr/lib/systemd/systemd-resolved") || tree.exists("lib/systemd/systemd-resolved") {
+        resolver(tree, &mut items)?;
+    }
+    for (name, contents) in UNITS {
+        for target in contents.lines().filter_map(|line| line.strip_prefix("WantedBy=")) {
+            let wants = format!("{UNIT_DIRECTORY}/{target}.wants");
+            items.push(Item::Directory { path: wants.clone(), mode: 0o755, owner: Owner::Root });
+            items.push(Item::Symlink { path: format!("{wants}/{name}"), target: format!("/{UNIT_DIRECTORY}/{name}") });
+        }
+    }
+    Ok(items)
+}
+
+/// systemd-resolved without its listeners; `resolv.conf` must then name the servers themselves.
+fn resolver(tree: &Tree, items: &mut Vec<Item>) -> Result<(), InstallError> {
+    items.push(Item::Directory { path: "etc/systemd/resolved.conf.d".to_owned(), mode: 0o755, owner: Owner::Root });
+    items.push(Item::File {
+        path: RESOLVED.to_owned(),
+        mode: 0o644,
+        contents: include_bytes!("../../files/resolved.conf").to_vec(),
+    });
+    let link = "etc/resolv.conf";
+    if tree.link_target(link)?.is_some_and(|target| target.ends_with("stub-resolv.conf")) {
+        items.push(Item::Symlink { path: link.to_owned(), target: "/run/systemd/resolve/resolv.conf".to_owned() });
+    }
+    Ok(())
+}
+
+/// Masks for the stock services that are installed here.
+pub(super) fn masks(tree: &Tree) -> Vec<Item> {
+    unwanted(tree)
+        .map(|unit| Item::Symlink { path: format!("{UNIT_DIRECTORY}/{unit}"), target: "/dev/null".to_owned() })
+        .collect()
+}
+
+/// The unwanted services that are installed here.
+pub(super) fn unwanted(tree: &Tree) -> impl Iterator<Item = &'static str> {
+    UNWANTED.into_iter().filter(|unit| {
+        ["usr/lib/systemd/system", "lib/systemd/system", UNIT_DIRECTORY]
+            .iter()
+            .any(|directory| tree.exists(&format!("{directory}/{unit}")))
+    })
+}
+
+/// The text of an account's authorized keys: the policy's couriers, with nothing allowed but a session.
+#[must_use]
+pub fn authorized_keys(policy: &Policy) -> String {
+    let mut text = "# The policy's couriers. Written by Bulkhead.\n".to_owned();
+    for (holder, key) in policy.holders(Role::Courier) {
+        if let Some(key) = bare_key(key) {
+            writeln!(text, "restrict {key} {holder}").expect("a String takes all that is written");
+        }
+    }
+    text
+}

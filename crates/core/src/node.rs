@@ -1,0 +1,45 @@
+//! A node's own documents: who it is (`/etc/bulkhead/node.json`) and what an
+//! installation is given. Both are written and read with root's rights only,
+//! so nothing in them is signed but the policy, which every node pins.
+
+use crate::name::{EnvironmentName, FleetName, NodeName};
+use serde::{Deserialize, Serialize};
+
+/// Who a node is: the whole of `/etc/bulkhead/node.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeIdentity {
+    /// The fleet whose policy it enforces.
+    pub fleet: FleetName,
+    /// Its own name; orders carry it.
+    pub node: NodeName,
+    /// The one environment it belongs to.
+    pub environment: EnvironmentName,
+}
+
+/// What `bulkhead-agent install` reads from standard input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// The fleet whose policy it enforces.
+    pub fleet: FleetName,
+    /// Its own name; orders carry it.
+    pub node: NodeName,
+    /// The one environment it belongs to.
+    pub environment: EnvironmentName,
+    /// The exact text of the policy, as it was signed. Its couriers' keys are the ones that may connect.
+    pub policy: String,
+    /// Armoured SSHSIG signatures over the policy's bytes.
+    pub signatures: Vec<String>,
+    /// An OpenSSH private key to use as the host key. Where absent the node makes one and keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_key: Option<String>,
+}
+
+impl NodeConfig {
+    /// The part that the node keeps as `/etc/bulkhead/node.json`.
+    #[must_use]
+    pub fn identity(&self) -> NodeIdentity {
+        NodeIdentity { fleet: self.fleet.clone(), node: self.node.clone(), environment: self.environment.clone() }
+    }
+}
