@@ -1,0 +1,210 @@
+//! The main road: deploy, look, promote, roll back, stop, remove.
+
+use anyhow::{Context as _, Result, ensure};
+use bulkhead_testkit::world::World;
+use std::{
+    io::Write as _,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+};
+
+pub(crate) const TESTS: &[(&str, crate::Test)] = &[
+    ("a_folder_becomes_a_running_service", running_service),
+    ("nothing_changed_is_quick_and_changes_nothing", unchanged),
+    ("promote_and_roll_back", promote_and_roll_back),
+    ("a_deploy_under_load_loses_no_request", under_load),
+    ("stop_start_restart_remove", stop_start_restart_remove),
+    ("logs_and_look", logs_and_look),
+    ("open_from_the_laptop", open_from_the_laptop),
+    ("volumes_outlive_releases", volumes_outlive_releases),
+    ("two_services_and_one_without_a_port", two_services),
+];
+
+const SERVE: &[&str] = &["serve", "3000"];
+const WEB: &str = "port = 3000\nhealth = { http = \"/health\", within = \"10s\" }\ndrain = \"2s\"\nstop = \"1s\"";
+
+fn running_service(world: &World) -> Result<()> {
+    let app = world.app("first", SERVE, WEB)?;
+    app.run(&["plan", "-e", "staging"])?.expect(0)?.says("stage-1")?;
+    app.run(&["deploy", "-e", "staging"])?.expect(2)?.says("--yes")?;
+    app.deploy("staging", 0)?;
+    app.serves("stage-1", "1")?;
+    app.write("version.txt", "2")?;
+    app.deploy("staging", 0)?;
+    app.serves("stage-1", "2")?;
+    let ran = app.run(&["ps", "-e", "staging", "-o", "json"])?.expect(0)?;
+    ensure!(ran.stdout.contains("\"first\"") && ran.stdout.contains("active"), "{ran}");
+    let ran = app.run(&["releases", "-e", "staging", "first", "-o", "json"])?.expect(0)?;
+    ran.json()?;
+    Ok(())
+}
+
+fn unchanged(world: &World) -> Result<()> {
+    let app = world.app("unchanged", SERVE, WEB)?;
+    app.deploy("staging", 0)?;
+    let before =
+        world.on_node("stage-1", &["systemctl", "show", "-P", "MainPID", "bulkhead-unchanged-web-r1.service"])?;
+    app.deploy("staging", 0)?;
+    app.serves("stage-1", "1")?;
+    let after =
+        world.on_node("stage-1", &["systemctl", "show", "-P", "MainPID", "bulkhead-unchanged-web-r*.service"])?;
+    ensure!(!after.trim().is_empty() && !before.trim().is_empty(), "`{before}` `{after}`");
+    Ok(())
+}
+
+fn promote_and_roll_back(world: &World) -> Result<()> {
+    let app = world.app("promoted", SERVE, WEB)?;
+    app.deploy("staging", 0)?;
+    app.run(&["promote", "staging", "production", "--yes"])?.expect(0)?;
+    for node in ["prod-1", "prod-2"] {
+        app.serves(node, "1")?;
+    }
+    app.write("version.txt", "2")?;
+    app.deploy("staging", 0)?;
+    app.serves("prod-1", "1")?;
+    app.run(&["promote", "staging", "production", "--yes"])?.expect(0)?;
+    app.serves("prod-2", "2")?;
+    app.run(&["rollback", "-e", "production", "promoted", "--yes"])?.expect(0)?;
+    for node in ["prod-1", "prod-2"] {
+        app.serves(node, "1")?;
+    }
+    app.run(&["rollback", "-e", "production", "promoted", "2", "--yes"])?.expect(0)?;
+    app.serves("prod-1", "2")?;
+    app.run(&["rollback", "-e", "production", "promoted", "77", "--yes"])?.says("77").and_then(|ran| {
+        ensure!(ran.code != 0, "{ran}");
+        Ok(())
+    })
+}
+
+/// New connections for each request on two threads and slow requests on a third, through the live link.
+fn under_load(world: &World) -> Result<()> {
+    let app = world.app("loaded", SERVE, WEB)?;
+    app.deploy("staging", 0)?;
+    let root = app.node_root("stage-1")?;
+    let (running, answered, new_seen) = (AtomicBool::new(true), AtomicU64::new(0), AtomicBool::new(false));
+    let one = || -> Result<()> {
+        let socket = bulkhead_testkit::world::live_socket(&root, "loaded", "web")?;
+        let (status, body) = bulkhead_testkit::world::get(&socket, "/version")?;
+        ensure!(status == 200 && ["1", "2"].contains(&body.trim()), "{status} {body}");
+        if body.trim() == "2" {
+            new_seen.store(true, Ordering::Relaxed);
+        }
+        answered.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let hammer = || -> Result<()> {
+            while running.load(Ordering::Relaxed) {
+                one()?;
+            }
+            Ok(())
+        };
+        let slow = || -> Result<()> {
+            // A request that is under way during the switch is answered, by whichever release took it.
+            while running.load(Ordering::Relaxed) {
+                let socket = bulkhead_testkit::world::live_socket(&root, "loaded", "web")?;
+                let (status, _) = bulkhead_testkit::world::get(&socket, "/slow/700")?;
+                ensure!(status == 200, "{status}");
+            }
+            Ok(())
+        };
+        let workers = [scope.spawn(hammer), scope.spawn(hammer), scope.spawn(slow)];
+        let deployed = (|| -> Result<()> {
+            for version in ["2", "1", "2"] {
+                app.write("version.txt", version)?;
+                app.deploy("staging", 0)?;
+            }
+            Ok(())
+        })();
+        running.store(false, Ordering::Relaxed);
+        for worker in workers {
+            worker.join().map_err(|_| anyhow::anyhow!("a worker panicked"))?.context("a request was lost")?;
+        }
+        deployed
+    })?;
+    ensure!(new_seen.load(Ordering::Relaxed), "the new release was never seen");
+    ensure!(answered.load(Ordering::Relaxed) > 50, "only {} requests", answered.load(Ordering::Relaxed));
+    Ok(())
+}
+
+fn stop_start_restart_remove(world: &World) -> Result<()> {
+    let app = world.app("cycle", SERVE, WEB)?;
+    app.deploy("staging", 0)?;
+    app.run(&["stop", "-e", "staging", "cycle", "--yes"])?.expect(0)?;
+    ensure!(app.get("stage-1", "/version").is_err(), "a stopped service answers");
+    app.run(&["start", "-e", "staging", "cycle", "--yes"])?.expect(0)?;
+    ensure!(app.served("stage-1")? == "1", "not started");
+    app.run(&["restart", "-e", "staging", "cycle/web", "--yes"])?.expect(0)?;
+    ensure!(app.served("stage-1")? == "1", "not restarted");
+    app.run(&["rm", "-e", "staging", "cycle", "--yes"])?.expect(0)?;
+    ensure!(app.get("stage-1", "/version").is_err(), "a removed service answers");
+    let units = world
+        .on_node("stage-1", &["systemctl", "list-units", "--all", "--plain", "--no-legend", "bulkhead-cycle-*"])?;
+    ensure!(units.trim().is_empty(), "{units}");
+    // A removed app can come back: its counter goes on.
+    app.deploy("staging", 0)?;
+    app.serves("stage-1", "1")
+}
+
+fn logs_and_look(world: &World) -> Result<()> {
+    let app = world.app("seen", SERVE, WEB)?;
+    app.deploy("staging", 0)?;
+    app.run(&["logs", "-e", "staging", "seen"])?.expect(0)?.says("testapp: listening on 3000")?;
+    app.run(&["look", "-e", "staging", "seen/web"])?.expect(0)?.says("testapp")?.says("3000")?;
+    app.run(&["look", "-e", "staging", "seen/web", "--", "files", "/app"])?.expect(0)?.says("version.txt")?;
+    app.run(&["look", "-e", "staging", "seen/web", "--", "cat", "/app/version.txt"])?.expect(0)?.says("1")?;
+    Ok(())
+}
+
+fn open_from_the_laptop(world: &World) -> Result<()> {
+    let app = world.app("opened", SERVE, WEB)?;
+    app.deploy("staging", 0)?;
+    let port = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        listener.local_addr()?.port()
+    };
+    let mut child = world.spawn(&app.folder, &["open", "-e", "staging", "opened/web", &port.to_string()])?;
+    let answer = (|| {
+        let end = std::time::Instant::now() + bulkhead_testkit::world::PATIENCE;
+        let mut stream = loop {
+            match std::net::TcpStream::connect(("127.0.0.1", port)) {
+                Ok(stream) => break stream,
+                Err(error) if std::time::Instant::now() > end => return Err(error.into()),
+                Err(_) => thread::yield_now(),
+            }
+        };
+        write!(stream, "GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut stream, &mut text)?;
+        anyhow::Ok(text)
+    })();
+    child.kill()?;
+    child.wait()?;
+    let text = answer?;
+    ensure!(text.starts_with("HTTP/1.1 200") && text.ends_with('1'), "{text}");
+    Ok(())
+}
+
+fn volumes_outlive_releases(world: &World) -> Result<()> {
+    let more = format!("{WEB}\nvolumes = {{ data = \"/data\" }}");
+    let app = world.app("kept", SERVE, &more)?;
+    app.deploy("staging", 0)?;
+    let (_, body) = app.get("stage-1", "/append/data/log/one")?;
+    ensure!(body == "written", "{body}");
+    app.write("version.txt", "2")?;
+    app.deploy("staging", 0)?;
+    app.get("stage-1", "/append/data/log/two")?;
+    let (_, body) = app.get("stage-1", "/read/data/log")?;
+    ensure!(body == "one\ntwo\n", "{body}");
+    Ok(())
+}
+
+fn two_services(world: &World) -> Result<()> {
+    let more = format!("{WEB}\n[services.worker]\ncommand = [\"/app/testapp\", \"idle\"]\nstop = \"1s\"");
+    let app = world.app("pair", SERVE, &more)?;
+    app.deploy("staging", 0)?;
+    app.serves("stage-1", "1")?;
+    let ran = app.run(&["ps", "-e", "staging"])?.expect(0)?.says("worker")?;
+    ensure!(ran.stdout.contains("web"), "{ran}");
+    Ok(())
+}

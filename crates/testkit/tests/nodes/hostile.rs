@@ -1,0 +1,117 @@
+//! Cut connections and garbage.
+
+use crate::orders::{converse, ssh};
+use anyhow::{Context as _, Result, ensure};
+use bulkhead_testkit::world::{World, noise};
+use bulkhead_wire::{Ask, Event, PROTOCOL, Request};
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    thread,
+};
+
+pub(crate) const TESTS: &[(&str, crate::Test)] = &[
+    ("a_connection_cut_anywhere_leaves_a_whole_release", cut_anywhere),
+    ("garbage_to_the_gate", garbage),
+    ("an_unknown_protocol_or_question", unknown_question),
+];
+
+/// A relay to a node that stops for good after so many bytes from the client.
+fn cutter(to: String, budget: i64) -> Result<(u16, Arc<AtomicI64>)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port();
+    let left = Arc::new(AtomicI64::new(budget));
+    let budget = Arc::clone(&left);
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let Ok(node) = TcpStream::connect((to.as_str(), 22)) else { return };
+            let (mut from_client, mut to_node) =
+                (client.try_clone().expect("a socket"), node.try_clone().expect("a socket"));
+            let left = Arc::clone(&left);
+            thread::spawn(move || {
+                let mut piece = [0; 4096];
+                while let Ok(count) = from_client.read(&mut piece) {
+                    if count == 0 || left.fetch_sub(count as i64, Ordering::Relaxed) <= count as i64 {
+                        break;
+                    }
+                    if to_node.write_all(&piece[..count]).is_err() {
+                        break;
+                    }
+                }
+                from_client.shutdown(std::net::Shutdown::Both).ok();
+                to_node.shutdown(std::net::Shutdown::Both).ok();
+            });
+            let (mut from_node, mut to_client) = (node, client);
+            thread::spawn(move || {
+                std::io::copy(&mut from_node, &mut to_client).ok();
+                to_client.shutdown(std::net::Shutdown::Both).ok();
+            });
+        }
+    });
+    Ok((port, budget))
+}
+
+fn cut_anywhere(world: &World) -> Result<()> {
+    let app = world.app("cut", &["serve", "3000"], "port = 3000\nstop = \"1s\"\ndrain = \"1s\"")?;
+    app.deploy("staging", 0)?;
+    let (address, _) = world.address("stage-1")?;
+    let fleet = app.folder.join("../cut-fleet");
+    fs::create_dir_all(&fleet)?;
+    for name in ["policy.json", "policy.json.sig"] {
+        fs::copy(world.fleet().join(name), fleet.join(name))?;
+    }
+    let text = fs::read_to_string(world.fleet().join("fleet.toml"))?;
+    let mut old = "1".to_owned();
+    for (round, budget) in [200, 1500, 2500, 4000, 6000, 20_000, 60_000, 150_000].into_iter().enumerate() {
+        let (port, _) = cutter(address.clone(), budget)?;
+        let quoted = format!("address = \"{address}\"");
+        ensure!(text.contains(&quoted), "{text}");
+        fs::write(fleet.join("fleet.toml"), text.replace(&quoted, &format!("address = \"127.0.0.1\"\nport = {port}")))?;
+        let new = format!("{}", round + 2);
+        app.write("version.txt", &new)?;
+        // What does not compress, so that the larger budgets cut within the pack.
+        fs::write(app.folder.join("noise"), noise(200_000, round as u64))?;
+        let cut = app.run(&["deploy", "-e", "staging", "--yes", "--fleet", &fleet.display().to_string()])?;
+        let serving = app.served("stage-1")?;
+        ensure!(serving == old || serving == new, "after {budget} bytes `{serving}` serves: {cut}");
+        ensure!(cut.code != 0 || serving == new, "{cut}");
+        app.deploy("staging", 0).with_context(|| format!("after a cut at {budget} bytes"))?;
+        app.serves("stage-1", &new)?;
+        old = new;
+    }
+    Ok(())
+}
+
+fn garbage(world: &World) -> Result<()> {
+    for garbage in
+        [&b""[..], b"\0\0\0\0\x01", b"\xff\xff\xff\xff\x01", b"GET / HTTP/1.1\r\n\r\n", b"\x02\0\0\0\x01{]", &[0; 4096]]
+    {
+        let mut child = ssh(world, "stage-1", "bulkhead")?
+            .arg(bulkhead_wire::COMMAND)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        // The node may hang up before all is written.
+        child.stdin.take().context("no stdin")?.write_all(garbage).ok();
+        let output = child.wait_with_output()?;
+        ensure!(!output.status.success() || !output.stdout.is_empty(), "silence on {garbage:?}");
+    }
+    let request = Request { protocol: PROTOCOL, ask: Ask::Status };
+    let events = converse(world, "stage-1", &request, &[])?;
+    ensure!(matches!(events[0], Event::Status(_)), "{events:?}");
+    Ok(())
+}
+
+fn unknown_question(world: &World) -> Result<()> {
+    let request = Request { protocol: PROTOCOL + 1, ask: Ask::Status };
+    let events = converse(world, "stage-1", &request, &[])?;
+    ensure!(matches!(events.last(), Some(Event::Failed(_))), "{events:?}");
+    Ok(())
+}

@@ -1,0 +1,40 @@
+//! Reboots and power cuts.
+
+use anyhow::{Context as _, Result, ensure};
+use bulkhead_testkit::world::World;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+pub(crate) const TESTS: &[(&str, crate::Test)] = &[("power_cut_at_any_moment_of_a_deploy", power_cut)];
+
+/// Also the test of a reboot with nobody connected: after each cut the node
+/// comes back and serves before anything but the test's own look at its socket.
+fn power_cut(world: &World) -> Result<()> {
+    let app = world.app("mains", &["serve", "3000"], "port = 3000\nstop = \"1s\"\ndrain = \"100ms\"")?;
+    app.deploy("staging", 0)?;
+    let mut old = "1".to_owned();
+    let began = Instant::now();
+    app.write("version.txt", "probe")?;
+    app.deploy("staging", 0)?;
+    let usual = began.elapsed();
+    old.replace_range(.., "probe");
+    for round in 0..8u32 {
+        let new = format!("round-{round}");
+        app.write("version.txt", &new)?;
+        let mut deploy = app.spawn_deploy("staging")?;
+        // Spread over the time that a deploy takes here; what matters is that the moments differ.
+        let moment = Instant::now() + usual * (round + 1) / 9;
+        thread::park_timeout(moment.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
+        world.kill_node("stage-1")?;
+        deploy.wait()?;
+        world.start_node("stage-1")?;
+        let serving = app.served("stage-1").with_context(|| format!("after the cut in round {round}"))?;
+        ensure!(serving == old || serving == new, "round {round}: `{serving}` serves");
+        app.deploy("staging", 0).with_context(|| format!("round {round}: the next deploy"))?;
+        app.serves("stage-1", &new)?;
+        old = new;
+    }
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! Everything on real nodes: `systemd-nspawn` machines with real systemd, journald and OpenSSH.
+//!
+//! One fleet of three nodes serves most tests, each with an app of its own; the
+//! tests that cut a node's power have a fleet of their own. The harness is
+//! `libtest-mimic`, so that the fleets are taken down after the last test,
+//! whatever came of it.
+
+mod cases;
+mod deploying;
+mod hostile;
+mod lives;
+mod orders;
+mod sealed;
+
+use bulkhead_testkit::world::World;
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::{
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+type Test = fn(&World) -> anyhow::Result<()>;
+type Shared = Arc<Mutex<Option<Arc<World>>>>;
+
+/// The fleet, booted by the first test that wants it.
+fn shared(world: &Shared, nodes: &str) -> anyhow::Result<Arc<World>> {
+    let mut world = world.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*world {
+        Some(world) => Ok(Arc::clone(world)),
+        None => Ok(Arc::clone(world.insert(Arc::new(World::start(nodes)?)))),
+    }
+}
+
+fn trials(prefix: &'static str, nodes: &'static str, tests: &[(&'static str, Test)], world: &Shared) -> Vec<Trial> {
+    let trial = |(name, test): &(&'static str, Test)| {
+        let (test, world) = (*test, Arc::clone(world));
+        Trial::test(format!("{prefix}::{name}"), move || {
+            shared(&world, nodes).and_then(|world| test(&world)).map_err(|error| Failed::from(format!("{error:?}")))
+        })
+    };
+    tests.iter().map(trial).collect()
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Machines and their deploys share two cores; more at once only makes each slower.
+    arguments.test_threads.get_or_insert(2);
+    let root =
+        std::fs::metadata("/proc/self").is_ok_and(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata) == 0);
+    if !root || std::env::var("BULKHEAD_TEST_NODES").is_ok_and(|value| value == "skip") {
+        return skip(if root { "BULKHEAD_TEST_NODES=skip" } else { "not root" });
+    }
+    let (steady, doomed) = (Shared::default(), Shared::default());
+    let three = "stage-1=staging,prod-1=production,prod-2=production";
+    let mut all = Vec::new();
+    all.extend(trials("deploying", three, deploying::TESTS, &steady));
+    all.extend(trials("cases", three, cases::TESTS, &steady));
+    all.extend(trials("orders", three, orders::TESTS, &steady));
+    all.extend(trials("sealed", three, sealed::TESTS, &steady));
+    all.extend(trials("hostile", three, hostile::TESTS, &steady));
+    all.extend(trials("lives", "stage-1=staging", lives::TESTS, &doomed));
+    let conclusion = libtest_mimic::run(&arguments, all);
+    for world in [&steady, &doomed] {
+        world.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+    conclusion.exit_code()
+}
+
+#[expect(clippy::print_stderr, reason = "the one line that says why nothing was tested")]
+fn skip(why: &str) -> ExitCode {
+    eprintln!("tests on real nodes skipped: {why}");
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,223 @@
+//! Orders that a node must not accept, brought by a stock `ssh` client whose
+//! key may connect: the right to connect is not the right to deploy.
+
+use anyhow::{Context as _, Result, ensure};
+use bulkhead_testkit::world::World;
+use bulkhead_wire::{Ask, Event, FailureKind, Kind, PROTOCOL, Request, Submit, read_frame, write_frame};
+use serde_json::Value;
+use std::{
+    fs,
+    io::{BufReader, Write as _},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+pub(crate) const TESTS: &[(&str, crate::Test)] = &[
+    ("unsigned", unsigned),
+    ("signed_by_a_stranger", stranger),
+    ("signed_in_another_namespace", namespace),
+    ("tampered_after_signing", tampered),
+    ("for_another_node", another_node),
+    ("for_another_fleet", another_fleet),
+    ("replayed", replayed),
+    ("expired", expired),
+];
+
+/// A plain `ssh` to a node, with nothing of this machine's own configuration.
+pub(crate) fn ssh(world: &World, node: &str, account: &str) -> Result<Command> {
+    let (address, host_key) = world.address(node)?;
+    let known_hosts = world.folder().join(format!("known-hosts-{node}"));
+    fs::write(&known_hosts, format!("{address} {host_key}\n"))?;
+    let mut command = Command::new("ssh");
+    command.args([
+        "-F",
+        "none",
+        "-T",
+        "-o",
+        "BatchMode=yes",
+        "-o",
+        "IdentitiesOnly=yes",
+        "-o",
+        "StrictHostKeyChecking=yes",
+    ]);
+    command.arg("-o").arg(format!("UserKnownHostsFile={}", known_hosts.display()));
+    command.arg("-i").arg(world.key()).arg(format!("{account}@{address}"));
+    Ok(command)
+}
+
+/// One conversation with a node's gate: the request, its streams, and all events it answers.
+pub(crate) fn converse(world: &World, node: &str, request: &Request, streams: &[&[u8]]) -> Result<Vec<Event>> {
+    let mut child = ssh(world, node, "bulkhead")?
+        .arg(bulkhead_wire::COMMAND)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut input = child.stdin.take().context("no stdin")?;
+    write_frame(&mut input, Kind::Message, &serde_json::to_vec(request)?)?;
+    for stream in streams {
+        for piece in stream.chunks(bulkhead_wire::DATA_MAX_BYTES) {
+            write_frame(&mut input, Kind::Data, piece)?;
+        }
+        write_frame(&mut input, Kind::End, &[])?;
+    }
+    input.flush()?;
+    let mut output = BufReader::new(child.stdout.take().context("no stdout")?);
+    let mut events = Vec::new();
+    while let Some(frame) = read_frame(&mut output)? {
+        if frame.kind == Kind::Message {
+            let event: Event = serde_json::from_slice(&frame.payload)?;
+            let last = matches!(event, Event::Done(_) | Event::Failed(_));
+            events.push(event);
+            if last {
+                break;
+            }
+        }
+    }
+    drop(input);
+    let output = child.wait_with_output()?;
+    ensure!(!events.is_empty(), "no answer: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(events)
+}
+
+/// Signs with stock `ssh-keygen`.
+fn sign(key: &Path, namespace: &str, bytes: &[u8], folder: &Path) -> Result<String> {
+    let file = folder.join("document");
+    fs::write(&file, bytes)?;
+    let signature = folder.join("document.sig");
+    if signature.exists() {
+        fs::remove_file(&signature)?;
+    }
+    let status =
+        Command::new("ssh-keygen").args(["-q", "-Y", "sign", "-n", namespace, "-f"]).arg(key).arg(&file).status()?;
+    ensure!(status.success(), "ssh-keygen cannot sign");
+    Ok(fs::read_to_string(signature)?)
+}
+
+/// A good order to stop an app that runs on stage-1, as JSON to be changed, and a folder to work in.
+struct Bench<'a> {
+    world: &'a World,
+    name: &'static str,
+    order: Value,
+}
+
+impl<'a> Bench<'a> {
+    fn new(world: &'a World, name: &'static str) -> Result<Self> {
+        let app = world.app(name, &["serve", "3000"], "port = 3000\nstop = \"1s\"")?;
+        app.deploy("staging", 0)?;
+        let root = app.node_root("stage-1")?;
+        let bytes = fs::read(root.join(format!("var/lib/bulkhead/apps/{name}/releases/1/order.json")))?;
+        let mut order: Value = serde_json::from_slice(&bytes)?;
+        order["targets"]["stage-1"] = serde_json::json!({
+            "counter": 2,
+            "previous": bulkhead_core::OrderId::of(&bytes).to_string(),
+        });
+        order["action"] = serde_json::json!({"do": "stop", "services": []});
+        Ok(Self { world, name, order })
+    }
+
+    fn bytes(&self) -> Result<Vec<u8>> {
+        Ok(serde_json::to_vec_pretty(&self.order)?)
+    }
+
+    fn signed(&self, bytes: &[u8]) -> Result<String> {
+        let app = self.world.folder().join("apps").join(self.name);
+        sign(&self.world.key(), "order@bulkhead", bytes, &app)
+    }
+
+    fn submit(&self, bytes: &[u8], signatures: Vec<String>) -> Result<Event> {
+        let submit = Submit { signatures, image: None, wait_ms: 0 };
+        let request = Request { protocol: PROTOCOL, ask: Ask::Submit(submit) };
+        converse(self.world, "stage-1", &request, &[bytes])?.pop().context("no event")
+    }
+
+    /// Demands a refusal by this rule, that the app serves on, and that the audit log has it.
+    fn refused(&self, bytes: &[u8], signatures: Vec<String>, rule: &str) -> Result<()> {
+        match self.submit(bytes, signatures)? {
+            Event::Failed(failure) => {
+                ensure!(failure.kind == FailureKind::Refused && failure.rule == rule, "{failure:?}");
+            }
+            other => anyhow::bail!("{other:?} instead of a refusal"),
+        }
+        let app = self.world.app(self.name, &["serve", "3000"], "port = 3000\nstop = \"1s\"")?;
+        app.serves("stage-1", "1")?;
+        let audit = self.world.on_node("stage-1", &["tail", "-n", "50", "/var/lib/bulkhead/audit.jsonl"])?;
+        ensure!(
+            audit.lines().any(|line| line.contains("refused") && line.contains(rule)),
+            "no such refusal in {audit}"
+        );
+        Ok(())
+    }
+}
+
+fn unsigned(world: &World) -> Result<()> {
+    let bench = Bench::new(world, "unsigned")?;
+    bench.refused(&bench.bytes()?, vec![], "threshold")?;
+    // The same bytes, signed, are carried out: the refusal was for want of a signature.
+    let bytes = bench.bytes()?;
+    let event = bench.submit(&bytes, vec![bench.signed(&bytes)?])?;
+    ensure!(matches!(event, Event::Done(_)), "{event:?}");
+    Ok(())
+}
+
+fn stranger(world: &World) -> Result<()> {
+    let bench = Bench::new(world, "strange")?;
+    let folder = world.folder().join("apps/strange");
+    let key = folder.join("../strange-key");
+    let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status()?;
+    ensure!(made.success(), "ssh-keygen failed");
+    let bytes = bench.bytes()?;
+    bench.refused(&bytes, vec![sign(&key, "order@bulkhead", &bytes, &folder)?], "threshold")
+}
+
+fn namespace(world: &World) -> Result<()> {
+    let bench = Bench::new(world, "misnamed")?;
+    let bytes = bench.bytes()?;
+    let signature = sign(&world.key(), "file", &bytes, &world.folder().join("apps/misnamed"))?;
+    bench.refused(&bytes, vec![signature], "threshold")
+}
+
+fn tampered(world: &World) -> Result<()> {
+    let mut bench = Bench::new(world, "tampered")?;
+    let signature = bench.signed(&bench.bytes()?)?;
+    bench.order["action"] = serde_json::json!({"do": "remove", "volumes": true});
+    bench.refused(&bench.bytes()?, vec![signature], "threshold")
+}
+
+fn another_node(world: &World) -> Result<()> {
+    let mut bench = Bench::new(world, "elsewhere")?;
+    let target = bench.order["targets"]["stage-1"].take();
+    bench.order["targets"] = serde_json::json!({ "stage-2": target });
+    let bytes = bench.bytes()?;
+    bench.refused(&bytes, vec![bench.signed(&bytes)?], "node")
+}
+
+fn another_fleet(world: &World) -> Result<()> {
+    let mut bench = Bench::new(world, "foreigner")?;
+    bench.order["fleet"] = "other".into();
+    let bytes = bench.bytes()?;
+    bench.refused(&bytes, vec![bench.signed(&bytes)?], "fleet")
+}
+
+fn replayed(world: &World) -> Result<()> {
+    let bench = Bench::new(world, "replayed")?;
+    let root = world.app("replayed", &["serve", "3000"], "port = 3000\nstop = \"1s\"")?.node_root("stage-1")?;
+    let first = root.join("var/lib/bulkhead/apps/replayed/releases/1");
+    let old = fs::read(first.join("order.json"))?;
+    let signatures: Vec<String> = serde_json::from_slice(&fs::read(first.join("signatures.json"))?)?;
+    let bytes = bench.bytes()?;
+    let stop = bench.signed(&bytes)?;
+    ensure!(matches!(bench.submit(&bytes, vec![stop.clone()])?, Event::Done(_)), "the good order was not accepted");
+    let app = world.app("replayed", &["serve", "3000"], "port = 3000\nstop = \"1s\"")?;
+    app.run(&["start", "-e", "staging", "replayed", "--yes"])?.expect(0)?;
+    ensure!(app.served("stage-1")? == "1", "not started");
+    bench.refused(&bytes, vec![stop], "counter")?;
+    bench.refused(&old, signatures, "counter")
+}
+
+fn expired(world: &World) -> Result<()> {
+    let mut bench = Bench::new(world, "stale")?;
+    bench.order["not_after"] = 1_000_000.into();
+    let bytes = bench.bytes()?;
+    bench.refused(&bytes, vec![bench.signed(&bytes)?], "expired")
+}
