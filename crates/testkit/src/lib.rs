@@ -5,3 +5,9 @@
 pub mod fixture;
 pub mod relay;
 pub mod world;
+
+/// Twelve hexadecimal digits that differ where the bytes do: names for cached things.
+#[must_use]
+pub fn short_digest(bytes: &[u8]) -> String {
+    bulkhead_core::digest::hex(&bulkhead_core::digest::sha256(bytes)[..6])
+}

@@ -1,0 +1,104 @@
+//! Running other programs: shown, quiet, or for their output, with errors that name the command.
+
+use anyhow::{Context as _, Result, bail};
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+/// How much of a quiet program's output an error shows.
+const TAIL_LINES: usize = 30;
+
+/// A command as one would type it.
+pub fn display(command: &Command) -> String {
+    let word = |text: &OsStr| {
+        let text = text.to_string_lossy().into_owned();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@+%".contains(c);
+        if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    };
+    let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
+    std::iter::once(word(program)).chain(command.get_args().map(word)).collect::<Vec<_>>().join(" ")
+}
+
+/// Runs a command with this process's standard streams.
+pub fn run(command: &mut Command) -> Result<()> {
+    let shown = display(command);
+    let status = command.status().with_context(|| format!("cannot run `{shown}`"))?;
+    if !status.success() {
+        bail!("`{shown}` ended with {status}");
+    }
+    Ok(())
+}
+
+/// Prints the command, then runs it with this process's standard streams.
+pub fn show(command: &mut Command) -> Result<()> {
+    println!("\x1b[2m$\x1b[0m {}", display(command));
+    run(command)
+}
+
+/// Runs a command without input; its output is what is returned, both streams of it are in an error.
+pub fn read(command: &mut Command) -> Result<String> {
+    let output = output(command)?;
+    String::from_utf8(output.stdout)
+        .with_context(|| format!("`{}` printed something that is not UTF-8", display(command)))
+}
+
+/// As [`read`], for output that is not text.
+pub fn output(command: &mut Command) -> Result<Output> {
+    let shown = display(command);
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run `{shown}`"))?;
+    if !output.status.success() {
+        let streams = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
+        let text = String::from_utf8_lossy(&streams).into_owned();
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n  ");
+        bail!("`{shown}` ended with {}:\n  {tail}", output.status);
+    }
+    Ok(output)
+}
+
+/// A program on PATH, or in the directories of system programs that a user's PATH may lack.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|directory| directory.join(name))
+        .find(|candidate| candidate.is_file())
+}
+
+/// The cargo that runs this.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(crate::paths::root());
+    command
+}
+
+/// Says what comes next.
+pub fn heading(text: &str) {
+    println!("\n\x1b[1m── {text}\x1b[0m");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_as_typed() {
+        let check = |words: &[&str], shown: &str| {
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]);
+            assert_eq!(display(&command), shown);
+        };
+        check(&["/usr/bin/bulkhead", "deploy", "-e", "staging"], "bulkhead deploy -e staging");
+        check(&["ssh", "a b", "", "it's"], r"ssh 'a b' '' 'it'\''s'");
+    }
+
+    #[test]
+    fn failures_show_the_output() {
+        let error = output(Command::new("sh").args(["-c", "echo out; echo err >&2; exit 3"])).unwrap_err().to_string();
+        assert!(error.contains("exit status: 3") && error.contains("out") && error.contains("err"), "{error}");
+        let error = run(&mut Command::new("/nonexistent/program")).unwrap_err().to_string();
+        assert!(error.contains("cannot run `program`"), "{error}");
+    }
+}
