@@ -1,0 +1,203 @@
+//! What this machine remembers of nodes, so that a push need not ask first.
+//!
+//! ```text
+//! ROOT/nodes/FLEET/NODE/APP.json   where the app stood, which images the node held
+//! ROOT/documents/IMAGE             documents of known images
+//! ```
+//!
+//! Memory may be wrong, old, gone or damaged: that costs one more round with the
+//! node and never a wrong result, so reading never fails. Documents are checked
+//! against their id when read.
+
+use bulkhead_core::{AppName, FleetName, ImageId, NodeName};
+use bulkhead_wire::Position;
+use serde::{Deserialize, Serialize};
+use std::{
+    fs, io,
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+/// How many images per node and app are remembered: what a node keeps, and some more.
+const IMAGES_MAX: usize = 8;
+/// How many documents are kept; each is a few megabytes at most in practice.
+const DOCUMENTS_MAX: usize = 64;
+
+/// A directory of memories. Several processes may use it at once.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    root: PathBuf,
+}
+
+/// What is remembered of an app on a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Remembered {
+    /// Where it stood.
+    pub position: Position,
+    /// Images that the node holds, newest first.
+    pub images: Vec<ImageId>,
+}
+
+/// Something could not be remembered.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {path}", path = path.display())]
+pub struct MemoryError {
+    /// Where.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub source: io::Error,
+}
+
+impl Remembered {
+    /// Notes that the node holds this image, now the newest.
+    pub fn add_image(&mut self, image: ImageId) {
+        self.images.retain(|known| *known != image);
+        self.images.insert(0, image);
+        self.images.truncate(IMAGES_MAX);
+    }
+}
+
+impl Memory {
+    /// In this directory, made when first written to.
+    #[must_use]
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    fn app_path(&self, fleet: &FleetName, node: &NodeName, app: &AppName) -> PathBuf {
+        self.root.join("nodes").join(fleet.as_str()).join(node.as_str()).join(format!("{app}.json"))
+    }
+
+    fn document_path(&self, image: ImageId) -> PathBuf {
+        self.root.join("documents").join(image.to_string())
+    }
+
+    /// What is remembered; nothing where there is nothing or it is unreadable.
+    #[must_use]
+    pub fn recall(&self, fleet: &FleetName, node: &NodeName, app: &AppName) -> Remembered {
+        let bytes = fs::read(self.app_path(fleet, node, app)).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+
+    /// Remembers.
+    ///
+    /// # Errors
+    /// The file could not be written.
+    pub fn remember(
+        &self,
+        fleet: &FleetName,
+        node: &NodeName,
+        app: &AppName,
+        what: &Remembered,
+    ) -> Result<(), MemoryError> {
+        let bytes = serde_json::to_vec_pretty(what).expect("plain data always serialises");
+        write_whole(&self.app_path(fleet, node, app), &bytes)
+    }
+
+    /// A known image's document.
+    #[must_use]
+    pub fn document(&self, image: ImageId) -> Option<Vec<u8>> {
+        let path = self.document_path(image);
+        let document = fs::read(&path).ok()?;
+        if ImageId::of(&document) != image {
+            // Damaged; the next one to come replaces it.
+            return None;
+        }
+        // Used just now: the oldest go first. Where the time cannot be set, it merely goes earlier.
+        if let Ok(file) = fs::File::options().write(true).open(&path) {
+            file.set_modified(SystemTime::now()).ok();
+        }
+        Some(document)
+    }
+
+    /// Keeps an image's document, and drops those that were not used for longest.
+    ///
+    /// # Errors
+    /// The file could not be written.
+    pub fn keep_document(&self, image: ImageId, document: &[u8]) -> Result<(), MemoryError> {
+        let path = self.document_path(image);
+        if self.document(image).is_none() {
+            write_whole(&path, document)?;
+        }
+        let Some(directory) = path.parent() else { return Ok(()) };
+        let mut kept: Vec<(SystemTime, PathBuf)> = fs::read_dir(directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+            .filter(|(_, other)| *other != path)
+            .collect();
+        kept.sort();
+        let surplus = (kept.len() + 1).saturating_sub(DOCUMENTS_MAX);
+        for (_, old) in &kept[..surplus] {
+            // One that another process removed first is gone all the same.
+            fs::remove_file(old).ok();
+        }
+        Ok(())
+    }
+}
+
+/// Temporary file, fsync, rename: a reader sees the old or the new file whole.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), MemoryError> {
+    let failed = |source| MemoryError { path: path.to_owned(), source };
+    let directory = path.parent().unwrap_or(path);
+    fs::create_dir_all(directory).map_err(failed)?;
+    let mut file = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
+    file.write_all(bytes).map_err(failed)?;
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names() -> (FleetName, NodeName, AppName) {
+        ("f".parse().unwrap(), "n".parse().unwrap(), "a".parse().unwrap())
+    }
+
+    #[test]
+    fn there_and_back_and_damaged() {
+        let directory = tempfile::tempdir().unwrap();
+        let memory = Memory::at(directory.path().join("new"));
+        let (fleet, node, app) = names();
+        assert_eq!(memory.recall(&fleet, &node, &app), Remembered::default());
+        let mut what = Remembered { position: Position { counter: 7, ..Position::default() }, images: vec![] };
+        for n in 0..20 {
+            what.add_image(ImageId::of(&[n]));
+        }
+        what.add_image(ImageId::of(&[18]));
+        assert_eq!(what.images.len(), IMAGES_MAX);
+        assert_eq!(what.images[..3], [18, 19, 17].map(|n| ImageId::of(&[n])));
+        memory.remember(&fleet, &node, &app, &what).unwrap();
+        assert_eq!(memory.recall(&fleet, &node, &app), what);
+        fs::write(memory.app_path(&fleet, &node, &app), "{").unwrap();
+        assert_eq!(memory.recall(&fleet, &node, &app), Remembered::default());
+    }
+
+    #[test]
+    fn documents_are_checked_and_bounded() {
+        let directory = tempfile::tempdir().unwrap();
+        let memory = Memory::at(directory.path());
+        for n in 0..u8::try_from(DOCUMENTS_MAX + 5).unwrap() {
+            memory.keep_document(ImageId::of(&[n]), &[n]).unwrap();
+        }
+        assert_eq!(fs::read_dir(directory.path().join("documents")).unwrap().count(), DOCUMENTS_MAX);
+        let last = ImageId::of(&[u8::try_from(DOCUMENTS_MAX + 4).unwrap()]);
+        assert!(memory.document(last).is_some());
+        fs::write(memory.document_path(last), b"damaged").unwrap();
+        assert_eq!(memory.document(last), None);
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (fleet, node, app) = names();
+        let error = Memory::at(file.path()).remember(&fleet, &node, &app, &Remembered::default()).unwrap_err();
+        assert!(error.to_string().contains(file.path().to_str().unwrap()));
+    }
+}

@@ -1,0 +1,632 @@
+//! One order to many nodes at once.
+//!
+//! To each node goes one SSH connection with one channel, and on it, without
+//! waiting for anything: the request, the signed order, the image's document over
+//! one that the node has, and a pack of the objects it is expected to miss. Only
+//! where the memory was wrong does the node answer "missing", and gets one pack
+//! more; where it stood elsewhere in its history, a new order is made for it.
+//!
+//! A node that fails takes no other with it. The future may be dropped at any
+//! moment: nodes then carry on with, or forget, what they have, and the next push
+//! goes on from there.
+
+mod orders;
+mod packs;
+
+pub use packs::SpoolError;
+
+use crate::{
+    client::{Conversation, NodeClient, NodeError, printable},
+    frames::{FramesError, Incoming, Item},
+    identity::Identities,
+    memory::{Memory, Remembered},
+    sign::SignError,
+    ssh::{EndingHandle, Target, Timeouts},
+};
+use bulkhead_core::{
+    AppName, FleetName, ImageId, NodeName, OrderId, Timestamp,
+    image::Image,
+    order::{self, Action, Order},
+};
+use bulkhead_store::{
+    cache::Cache,
+    pack::{Contents, Options},
+};
+use bulkhead_wire::{Ask, Done, Event, Failure, ImageOffer, Position, Step, StepKind, Submit};
+use orders::Line;
+use packs::{Expected, Packs, Spool};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::sync::mpsc;
+
+/// How often a node may ask for another order: each time somebody else's came first.
+const ORDERS_MAX: usize = 4;
+/// Events of one order: a step per service and kind, with room.
+const EVENTS_MAX: usize = 10_000;
+/// How much longer than the order itself says a node may be silent.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often an upload is reported.
+const REPORT_EVERY: Duration = Duration::from_millis(100);
+/// Rules by which a node says that the order does not follow its history.
+const RULES_OF_POSITION: [&str; 2] = ["counter", "previous"];
+/// The rule by which a node says that it has not got the image over which the document was packed.
+const RULE_OF_BASE: &str = "base";
+
+/// A signed order.
+#[derive(Debug, Clone)]
+pub struct SignedOrder {
+    /// Its exact bytes.
+    pub bytes: Vec<u8>,
+    /// Armoured SSHSIG signatures.
+    pub signatures: Vec<String>,
+}
+
+/// Makes and signs the order for these nodes at these places in their histories.
+pub type MakeOrder<'a> = dyn Fn(BTreeMap<NodeName, order::Target>) -> Pin<Box<dyn Future<Output = Result<SignedOrder, SignError>> + Send + 'a>>
+    + Send
+    + Sync
+    + 'a;
+
+/// The image that an order runs, and where its files come from.
+#[derive(Clone)]
+pub struct Payload {
+    /// The image.
+    pub image: Arc<Image>,
+    /// Its document.
+    pub document: Arc<Vec<u8>>,
+    /// Where files come from; `bulkhead_store::pack::Nothing` where every node should have them.
+    pub contents: Arc<dyn Contents + Send + Sync>,
+    /// What this machine kept of what it sent: bases of deltas, and a second source of files. New files are added.
+    pub cache: Option<Arc<Cache>>,
+    /// How packs are compressed.
+    pub options: Options,
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Payload").field("document_bytes", &self.document.len()).finish_non_exhaustive()
+    }
+}
+
+/// What to push.
+#[derive(Debug, Clone)]
+pub struct Push {
+    /// The fleet, for the memory.
+    pub fleet: FleetName,
+    /// The app.
+    pub app: AppName,
+    /// Where to; each node once.
+    pub nodes: Vec<Target>,
+    /// For an order that runs an image.
+    pub payload: Option<Payload>,
+    /// How long a node may wait for another order of the app.
+    pub wait: Duration,
+}
+
+/// What happens, as it happens.
+#[derive(Debug, Clone)]
+pub enum Progress {
+    /// Connecting.
+    Connecting,
+    /// Connected.
+    Connected,
+    /// Bytes of document and packs that were sent, of how many (once that is known).
+    Uploading {
+        /// Sent.
+        sent: u64,
+        /// Of.
+        total: Option<u64>,
+    },
+    /// Another order is being carried out.
+    Waiting {
+        /// Who signed it.
+        holder: String,
+        /// Since.
+        since: Timestamp,
+    },
+    /// The node reached a step.
+    Step(Step),
+    /// The node stood elsewhere than remembered; a new order is being signed.
+    Repositioned(Position),
+    /// Done.
+    Done(Done),
+    /// Failed.
+    Failed(String),
+}
+
+/// How long everything took; `None` where it did not happen.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Timings {
+    /// TCP, key exchange and login.
+    pub connect_ms: u64,
+    /// From connected until the node had everything, as this side saw it.
+    pub transfer_ms: Option<u64>,
+    /// By the node's clock, since it read the request; of several services the last.
+    pub durable_ms: Option<u64>,
+    /// Likewise.
+    pub mounted_ms: Option<u64>,
+    /// Likewise.
+    pub started_ms: Option<u64>,
+    /// Likewise.
+    pub healthy_ms: Option<u64>,
+    /// Likewise.
+    pub switched_ms: Option<u64>,
+    /// From the push's start until this node was healthy, as this side saw it.
+    pub until_healthy_ms: Option<u64>,
+    /// From the push's start to this node's end.
+    pub total_ms: u64,
+    /// On the wire, SSH's own bytes included.
+    pub sent_bytes: u64,
+    /// On the wire, SSH's own bytes included.
+    pub received_bytes: u64,
+    /// How many packs went.
+    pub packs: u32,
+    /// How many orders were needed.
+    pub orders: u32,
+}
+
+/// What came of it on one node.
+#[derive(Debug)]
+pub struct NodeOutcome {
+    /// Which.
+    pub node: NodeName,
+    /// How it ended.
+    pub result: Result<Done, PushError>,
+    /// How long it took.
+    pub timings: Timings,
+}
+
+/// Why a node did not carry the order out.
+#[derive(Debug, thiserror::Error)]
+pub enum PushError {
+    /// The node, or the way to it.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// No order for it.
+    #[error("cannot sign the order for node {node}")]
+    Sign {
+        /// Which node.
+        node: NodeName,
+        /// Why.
+        #[source]
+        source: Arc<SignError>,
+    },
+    /// Nothing to send.
+    #[error("cannot make what node {node} needs")]
+    Pack {
+        /// Which node.
+        node: NodeName,
+        /// Why.
+        #[source]
+        source: Arc<SpoolError>,
+    },
+}
+
+/// Carries one order out on many nodes at once. Gives one outcome per node, in the order given.
+pub async fn push(
+    push: &Push,
+    identities: &Identities,
+    timeouts: Timeouts,
+    memory: &Memory,
+    make: &MakeOrder<'_>,
+    progress: &(dyn Fn(&NodeName, Progress) + Send + Sync),
+) -> Vec<NodeOutcome> {
+    let started = Instant::now();
+    let packs = push.payload.as_ref().map(Packs::new);
+    let names: Vec<NodeName> = push.nodes.iter().map(|target| target.node.clone()).collect();
+    let (lines, desk) = orders::lines(&names);
+    let each = push.nodes.iter().zip(lines).map(|(target, line)| {
+        let node = Pushing {
+            push,
+            target,
+            memory,
+            packs: packs.as_ref(),
+            timeouts,
+            progress,
+            started,
+            timings: Timings::default(),
+            remembered: memory.recall(&push.fleet, &target.node, &push.app),
+        };
+        node.run(identities, line)
+    });
+    let (outcomes, ()) = tokio::join!(futures_util::future::join_all(each), desk.serve(make));
+    outcomes
+}
+
+/// One node's share.
+struct Pushing<'a> {
+    push: &'a Push,
+    target: &'a Target,
+    memory: &'a Memory,
+    packs: Option<&'a Packs<'a>>,
+    timeouts: Timeouts,
+    progress: &'a (dyn Fn(&NodeName, Progress) + Send + Sync),
+    started: Instant,
+    timings: Timings,
+    remembered: Remembered,
+}
+
+/// How one submission ended.
+#[derive(Debug)]
+enum End {
+    Done(Done),
+    /// The node stood elsewhere.
+    Elsewhere(NodeError, Position),
+    /// The node has not got the image over which the document came.
+    NoBase,
+}
+
+impl Pushing<'_> {
+    async fn run(mut self, identities: &Identities, line: Line) -> NodeOutcome {
+        let result = self.carry_out(identities, &line).await;
+        drop(line);
+        self.timings.total_ms = since(self.started);
+        // Memory is an optimisation: where it cannot be written, the next push asks.
+        self.memory.remember(&self.push.fleet, &self.target.node, &self.push.app, &self.remembered).ok();
+        match &result {
+            Ok(done) => self.tell(Progress::Done(done.clone())),
+            Err(error) => self.tell(Progress::Failed(error.to_string())),
+        }
+        NodeOutcome { node: self.target.node.clone(), result, timings: self.timings }
+    }
+
+    fn tell(&self, progress: Progress) {
+        (self.progress)(&self.target.node, progress);
+    }
+
+    async fn carry_out(&mut self, identities: &Identities, line: &Line) -> Result<Done, PushError> {
+        self.tell(Progress::Connecting);
+        // While one connects, the order is made and the first packs are begun.
+        let mut expected = self.expect(&self.remembered);
+        let prepared = async {
+            let spool = self.packs.map(|packs| packs.pack(&expected.items)).transpose();
+            (line.order(next(&self.remembered.position)).await, spool)
+        };
+        let connecting = NodeClient::connect(self.target, identities, self.timeouts);
+        let connecting = async {
+            let connected = connecting.await;
+            if connected.is_ok() {
+                self.tell(Progress::Connected);
+            }
+            connected
+        };
+        let (client, (order, spool)) = tokio::join!(connecting, prepared);
+        let client = client?;
+        self.timings.connect_ms = millis(client.connection().connect_time());
+        let mut spool = spool.map_err(|source| self.pack_error(source))?;
+        let connected = Instant::now();
+        let mut order = order;
+        let mut refusal = None;
+        for _ in 0..ORDERS_MAX {
+            let signed = match order.take() {
+                Some(Ok(signed)) => signed,
+                Some(Err(source)) => return Err(PushError::Sign { node: self.target.node.clone(), source }),
+                None => break,
+            };
+            self.timings.orders += 1;
+            let end = self.submit(&client, &signed, &expected, spool.take(), line, connected).await;
+            let (sent, received) = client.connection().traffic();
+            (self.timings.sent_bytes, self.timings.received_bytes) = (sent, received);
+            match end? {
+                End::Done(done) => {
+                    client.close().await;
+                    return Ok(done);
+                }
+                End::Elsewhere(error, position) => {
+                    refusal = Some(error);
+                    self.remembered.position = position.clone();
+                    self.tell(Progress::Repositioned(position));
+                }
+                End::NoBase => {
+                    self.remembered.images.clear();
+                    expected = Expected { base: None, items: Vec::new() };
+                }
+            }
+            let spooled = self.packs.map(|packs| packs.pack(&expected.items)).transpose();
+            spool = spooled.map_err(|source| self.pack_error(source))?;
+            order = line.order(next(&self.remembered.position)).await;
+        }
+        client.close().await;
+        Err(refusal.unwrap_or_else(|| unexpected(self.target, "it wants ever new orders")).into())
+    }
+
+    fn expect(&self, remembered: &Remembered) -> Expected {
+        match &self.push.payload {
+            Some(payload) => packs::expect(payload, self.memory, remembered),
+            None => Expected::default(),
+        }
+    }
+
+    fn pack_error(&self, source: Arc<SpoolError>) -> PushError {
+        PushError::Pack { node: self.target.node.clone(), source }
+    }
+
+    /// One order: sends everything, answers what is asked, takes in how it goes.
+    async fn submit(
+        &mut self,
+        client: &NodeClient,
+        order: &SignedOrder,
+        expected: &Expected,
+        spool: Option<Arc<Spool>>,
+        line: &Line,
+        connected: Instant,
+    ) -> Result<End, PushError> {
+        let document = match self.packs {
+            Some(packs) => {
+                let packed = packs.document(expected.base.as_ref()).await;
+                Some(packed.map_err(|source| self.pack_error(source))?)
+            }
+            None => None,
+        };
+        let offer = self.push.payload.as_ref().map(|payload| ImageOffer {
+            id: ImageId::of(&payload.document),
+            base: expected.base.as_ref().map(|(id, _)| *id),
+            document_bytes: payload.document.len() as u64,
+            dropped: None,
+        });
+        let image = offer.as_ref().map(|offer| offer.id);
+        let wait_ms = u32::try_from(self.push.wait.as_millis()).unwrap_or(u32::MAX);
+        let ask = Ask::Submit(Submit { signatures: order.signatures.clone(), image: offer, wait_ms });
+        self.timings.packs += u32::from(!expected.items.is_empty());
+        let Conversation { mut outgoing, incoming, ending, .. } = client.begin(ask).await?;
+        let upload = Upload { bytes: AtomicU64::new(0), told: Mutex::new(Instant::now()) };
+        let (more, mut spools) = mpsc::channel::<Arc<Spool>>(1);
+        let (progress, target) = (self.progress, self.target);
+        let sending = async {
+            outgoing.data(&order.bytes).await?;
+            outgoing.end().await?;
+            if let Some(document) = &document {
+                outgoing.stream(document.as_slice(), &mut |_| ()).await?;
+                upload.add(document.len() as u64);
+            }
+            let mut next = spool;
+            loop {
+                if let Some(spool) = &next {
+                    let before = upload.bytes();
+                    let mut note = |sent| {
+                        upload.set(before + sent);
+                        if upload.is_time() {
+                            let total = spool.total().map(|bytes| bytes + before);
+                            progress(&target.node, Progress::Uploading { sent: upload.bytes(), total });
+                        }
+                    };
+                    if let Err(error) = outgoing.stream(spool.reader(), &mut note).await {
+                        return Err((error, spool.failure()));
+                    }
+                }
+                outgoing.flush().await?;
+                if document.is_some() {
+                    let sent = upload.bytes();
+                    progress(&target.node, Progress::Uploading { sent, total: Some(sent) });
+                }
+                next = match spools.recv().await {
+                    Some(spool) => Some(spool),
+                    None => return Ok::<(), SendingError>(()),
+                };
+            }
+        };
+        let idle = patience(&order.bytes, self.push.wait) + self.timeouts.idle;
+        let receiving = self.receive(Receiving {
+            incoming,
+            ending,
+            more,
+            order,
+            image,
+            line,
+            connected,
+            idle,
+            expected,
+            upload: &upload,
+        });
+        tokio::pin!(sending, receiving);
+        let failure = tokio::select! {
+            end = &mut receiving => return end,
+            Err(failure) = &mut sending => failure,
+        };
+        match failure {
+            (_, Some(source)) => Err(PushError::Pack { node: target.node.clone(), source }),
+            // Where the node answers, its answer says more than that it did not listen to the end.
+            (source, None) => match tokio::time::timeout(PATIENCE, receiving).await {
+                Ok(end) => end,
+                Err(_) => Err(NodeError::Frames { node: target.node.to_string(), source }.into()),
+            },
+        }
+    }
+
+    /// Takes in how an order goes, up to its end.
+    async fn receive(&mut self, receiving: Receiving<'_>) -> Result<End, PushError> {
+        let Receiving { mut incoming, ending, more, order, image, line, connected, idle, expected, upload } = receiving;
+        let node = self.target.node.to_string();
+        let mut was_asked_for_more = false;
+        for _ in 0..EVENTS_MAX {
+            let uploaded = upload.bytes();
+            let event = match incoming.next_within(idle).await {
+                Ok(Some(Item::Event(event))) => *event,
+                Ok(Some(_)) => return Err(unexpected(self.target, "a stream that was not asked for").into()),
+                Ok(None) => {
+                    let ending = ending.as_ref().map(EndingHandle::get).unwrap_or_default();
+                    return Err(NodeError::Ended { node, ending: Box::new(ending) }.into());
+                }
+                // It listens: that is an answer too.
+                Err(FramesError::Idle(_)) if upload.bytes() > uploaded => continue,
+                Err(source) => return Err(NodeError::Frames { node, source }.into()),
+            };
+            match event {
+                Event::Step(step) => self.step(step, order, image, line, connected),
+                Event::Waiting { holder, since } => {
+                    line.settled();
+                    self.tell(Progress::Waiting { holder: printable(&holder), since });
+                }
+                Event::Missing { count, bits } => {
+                    let (Some(payload), Some(packs)) = (&self.push.payload, self.packs) else {
+                        return Err(unexpected(self.target, "objects missing of an order without an image").into());
+                    };
+                    if std::mem::replace(&mut was_asked_for_more, true) {
+                        return Err(unexpected(self.target, "objects missing after they were sent").into());
+                    }
+                    let items = packs::missing(&payload.image, &bits, count);
+                    let items = items.map_err(|what| unexpected(self.target, &what))?;
+                    let spool = packs.pack(&items).map_err(|source| self.pack_error(source))?;
+                    self.timings.packs += 1;
+                    // Where nobody sends any more, that failure ends the push.
+                    more.send(spool).await.ok();
+                }
+                Event::Done(done) => {
+                    self.accepted(order);
+                    self.holds(image);
+                    return Ok(End::Done(done));
+                }
+                Event::Failed(failure) => return self.refused(failure, expected),
+                _ => return Err(unexpected(self.target, "an event of another kind").into()),
+            }
+        }
+        Err(unexpected(self.target, "more events than an order has").into())
+    }
+
+    fn refused(&mut self, failure: Failure, expected: &Expected) -> Result<End, PushError> {
+        let (position, rule) = (failure.position.clone(), failure.rule.clone());
+        let error = NodeError::Failed { node: self.target.node.to_string(), failure: Box::new(failure) };
+        if let Some(position) = position {
+            if RULES_OF_POSITION.contains(&rule.as_str()) && position != self.remembered.position {
+                return Ok(End::Elsewhere(error, position));
+            }
+            self.remembered.position = position;
+        }
+        if rule == RULE_OF_BASE && expected.base.is_some() {
+            return Ok(End::NoBase);
+        }
+        Err(error.into())
+    }
+
+    fn step(&mut self, step: Step, order: &SignedOrder, image: Option<ImageId>, line: &Line, connected: Instant) {
+        let at = Some(step.at_ms);
+        match step.step {
+            StepKind::Accepted => {
+                line.settled();
+                self.accepted(order);
+            }
+            StepKind::Received => self.timings.transfer_ms = Some(since(connected)),
+            StepKind::Durable => {
+                self.timings.durable_ms = at;
+                self.holds(image);
+            }
+            StepKind::Mounted => self.timings.mounted_ms = at,
+            StepKind::Started => self.timings.started_ms = self.timings.started_ms.max(at),
+            StepKind::Healthy => {
+                self.timings.healthy_ms = self.timings.healthy_ms.max(at);
+                self.timings.until_healthy_ms = Some(since(self.started));
+            }
+            StepKind::Switched => self.timings.switched_ms = self.timings.switched_ms.max(at),
+            StepKind::Drained | StepKind::Stopped => {}
+        }
+        self.tell(Progress::Step(step));
+    }
+
+    /// The node's history goes on from this order.
+    fn accepted(&mut self, order: &SignedOrder) {
+        let targets = Order::parse(&order.bytes).map(|order| order.targets);
+        if let Some(target) = targets.ok().and_then(|mut targets| targets.remove(&self.target.node)) {
+            self.remembered.position.counter = target.counter;
+            self.remembered.position.previous = Some(OrderId::of(&order.bytes));
+        }
+    }
+
+    /// The node holds this image.
+    fn holds(&mut self, image: Option<ImageId>) {
+        if let (Some(image), Some(payload)) = (image, &self.push.payload) {
+            self.remembered.add_image(image);
+            // An optimisation, as all memory.
+            self.memory.keep_document(image, &payload.document).ok();
+        }
+    }
+}
+
+struct Receiving<'a> {
+    incoming: Incoming,
+    ending: Option<EndingHandle>,
+    more: mpsc::Sender<Arc<Spool>>,
+    order: &'a SignedOrder,
+    image: Option<ImageId>,
+    line: &'a Line,
+    connected: Instant,
+    idle: Duration,
+    expected: &'a Expected,
+    upload: &'a Upload,
+}
+
+/// A broken connection, or a pack that could not be made.
+type SendingError = (FramesError, Option<Arc<SpoolError>>);
+
+impl From<FramesError> for SendingError {
+    fn from(error: FramesError) -> Self {
+        (error, None)
+    }
+}
+
+/// How much went to a node, and when that was last told.
+#[derive(Debug)]
+struct Upload {
+    bytes: AtomicU64,
+    told: Mutex<Instant>,
+}
+
+impl Upload {
+    fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, bytes: u64) {
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn is_time(&self) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_time = told.elapsed() >= REPORT_EVERY;
+        if is_time {
+            *told = Instant::now();
+        }
+        is_time
+    }
+}
+
+fn unexpected(target: &Target, what: &str) -> NodeError {
+    NodeError::Unexpected { node: target.node.to_string(), what: what.to_owned() }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn since(start: Instant) -> u64 {
+    millis(start.elapsed())
+}
+
+/// The place after this one.
+fn next(position: &Position) -> order::Target {
+    order::Target { counter: position.counter.saturating_add(1), previous: position.previous }
+}
+
+/// How long carrying out may take without a word: every service's health, draining and stopping one after another.
+fn patience(order: &[u8], wait: Duration) -> Duration {
+    let services = match Order::parse(order).map(|order| order.action) {
+        Ok(Action::Run(run)) => run.services,
+        _ => Vec::new(),
+    };
+    let longest = |service: &order::ServiceSpec| {
+        let parts = [service.health.within_ms, service.drain_ms, service.stop_ms];
+        Duration::from_millis(parts.into_iter().map(u64::from).sum())
+    };
+    PATIENCE + wait + services.iter().map(longest).sum::<Duration>()
+}
