@@ -34,14 +34,24 @@
 //! files/AB/DIGEST         contents of package files
 //! ```
 
+mod base;
 mod build;
+mod closure;
 mod content;
+mod debian;
 mod host;
+mod lint;
+mod pattern;
 mod report;
+mod runtime;
+mod sbom;
 mod scan;
 mod sources;
+mod tree;
 
 pub use build::{BuildError, BuildRequest, Built, ErrorKind, build};
+pub use closure::ClosureError;
+pub use debian::{DebianError, signature::SignatureError};
 pub use report::{Finding, Large, Omission, PackageUse, Phase, Progress, Report, Rule, Silent, Timings};
 pub use scan::ScanError;
 pub use sources::Sources;
