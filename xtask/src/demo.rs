@@ -1,9 +1,10 @@
 //! `cargo xtask demo`: the product at work, with every command that a person would type.
 //!
-//! All it makes lies in `demo` in the target directory: a copy of
-//! `examples/notes`, a fleet with a key of its own, the nodes' data, and the
-//! client's memory of them. `--down` removes it all, machines and bridge first; what stays are caches,
-//! which it names. A second run takes up what the first left.
+//! All it makes lies in `~/.cache/bulkhead-demo`: a copy of `examples/notes`
+//! with the fleet's files, and a key made for it; and the nodes' data below
+//! `/var/lib/bulkhead-local`. `--down` removes it all, machines and bridge
+//! first; what stays are caches, which it names. A second run takes up what
+//! the first left.
 
 use crate::{
     binaries::{self, Binaries},
@@ -45,15 +46,15 @@ struct Demo {
 }
 
 impl Demo {
-    fn at(binaries: Binaries) -> Self {
-        Self { binaries, folder: paths::target().join("demo"), steps: vec![] }
+    fn at(binaries: Binaries) -> Result<Self> {
+        Ok(Self { binaries, folder: paths::workshop("demo")?, steps: vec![] })
     }
 
-    /// The fleet's files, and in `notes` below them the app.
     fn key(&self) -> PathBuf {
         self.folder.join("demo-key")
     }
 
+    /// The app, with the fleet's files beside its manifest.
     fn app(&self) -> PathBuf {
         self.folder.join("notes")
     }
@@ -66,9 +67,8 @@ impl Demo {
     /// `bulkhead` in the app's folder, with the demo's key and no other.
     fn bulkhead(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binaries.cli);
-        let app = self.app();
         command
-            .current_dir(if app.is_dir() { &app } else { &self.folder })
+            .current_dir(self.app())
             .envs(self.variables())
             .env_remove("SSH_AUTH_SOCK")
             .env_remove("BULKHEAD_FLEET")
@@ -95,13 +95,13 @@ fn up() -> Result<()> {
     let start = Instant::now();
     setup::ensure(&[For::Build, For::Fleet, For::Example])?;
     run::heading("build: bulkhead, and the agent as one static binary");
-    let mut demo = Demo::at(binaries::build()?);
+    let mut demo = Demo::at(binaries::build()?)?;
     demo.steps.push(("build: bulkhead, and the agent as one static binary", start.elapsed()));
 
     demo.step("the example app, with its dependencies from npm", copy_app)?;
     demo.step("a fleet file, and a policy with a key made for this demo", make_fleet)?;
     demo.step("three nodes: booted Debian machines that listen on 22 alone", |demo| {
-        demo.show(&["local", "up", "--yes", "--nodes", NODES])?;
+        demo.show(&["local", "up", "--nodes", NODES])?;
         demo.show(&["node", "ls"])
     })?;
     write_version(&demo, "first version")?;
@@ -133,7 +133,7 @@ fn copy_app(demo: &Demo) -> Result<()> {
     let installed = to.join("node_modules/.package-lock.json").exists() && lock(&from) == lock(&to);
     run::output(Command::new("bash").args([
         "-c",
-        r#"cd "$0" && tar -c --exclude=./node_modules --exclude=./data . | tar -x -C "$1""#,
+        r#"cd "$0" && tar -c --exclude=./node_modules --exclude=./data --exclude=./bulkhead.lock . | tar -x -C "$1""#,
         &from.display().to_string(),
         &to.display().to_string(),
     ]))?;
@@ -145,26 +145,12 @@ fn copy_app(demo: &Demo) -> Result<()> {
 }
 
 fn make_fleet(demo: &Demo) -> Result<()> {
-    let key = demo.key();
-    if !key.exists() {
-        run::show(
-            Command::new("ssh-keygen")
-                .current_dir(&demo.folder)
-                .args(["-q", "-t", "ed25519", "-N", "", "-C", "demo", "-f", "demo-key"]),
-        )?;
-    }
-    if demo.folder.join("fleet.toml").exists() {
-        println!("fleet.toml and policy.json are there from the last run");
+    if demo.app().join("fleet.toml").exists() && demo.key().exists() {
+        println!("fleet.toml, policy.json and the key are there from the last run");
         return Ok(());
     }
-    let mut init = demo.bulkhead(&["init", "--fleet-name", "demo", "--key", "demo-key"]);
-    run::show(init.current_dir(&demo.folder))?;
-    // The starter manifest is for an app of one's own; the demo brings one, in notes/.
-    let starter = demo.folder.join("bulkhead.toml");
-    if starter.exists() {
-        fs::remove_file(&starter).with_context(|| format!("cannot remove {}", starter.display()))?;
-    }
-    Ok(())
+    // The key lies outside the app's folder: the lint refuses images with private keys.
+    run::show(demo.bulkhead(&["init", "--new-key", "../demo-key"]).env_remove("BULKHEAD_KEY"))
 }
 
 fn write_version(demo: &Demo, text: &str) -> Result<()> {
@@ -272,19 +258,17 @@ fn finish(demo: &Demo, total: Duration) {
 }
 
 fn down() -> Result<()> {
-    let demo = Demo::at(binaries::locate());
+    let mut demo = Demo::at(binaries::locate())?;
     if !demo.folder.exists() {
         println!("there is no demo: {} does not exist", demo.folder.display());
         return Ok(());
     }
-    if demo.folder.join("fleet.toml").exists() {
+    if demo.app().join("fleet.toml").exists() {
         // The nodes may outlive `cargo clean`: whoever takes them down needs the program again.
-        let mut demo = demo;
         if !demo.binaries.cli.exists() {
             demo.binaries = binaries::build()?;
         }
         demo.show(&["local", "down", "--remove", "--yes"])?;
-        return remove(&demo);
     }
     remove(&demo)
 }
@@ -292,6 +276,8 @@ fn down() -> Result<()> {
 fn remove(demo: &Demo) -> Result<()> {
     fs::remove_dir_all(&demo.folder).with_context(|| format!("cannot remove {}", demo.folder.display()))?;
     println!("removed {}", demo.folder.display());
+    // Other local fleets may have their state there; it goes with the last one.
+    drop(fs::remove_dir("/var/lib/bulkhead-local"));
     println!("kept, for next time:");
     println!("  {}  packages and scans, may be deleted", paths::cache()?.display());
     println!("  /var/cache/bulkhead  the Debian system that local nodes are copied from, may be deleted");

@@ -2,8 +2,12 @@
 //!
 //! | place | holds | removed by |
 //! |---|---|---|
-//! | the target directory | binaries, the demo's folder | `cargo clean`, `cargo xtask demo --down` |
-//! | the cache, `$XDG_CACHE_HOME/bulkhead` or `~/.cache/bulkhead` | the Debian root of local nodes, packages, the benchmark's app | by hand; all of it can be made again |
+//! | the target directory | binaries | `cargo clean` |
+//! | workshops, `~/.cache/bulkhead-demo` and `~/.cache/bulkhead-bench` | fleet files, a key, apps | `cargo xtask demo --down`, the end of a benchmark |
+//! | the cache, `~/.cache/bulkhead` | Debian packages, scans, npm packages of the benchmark | by hand; all of it can be made again |
+//!
+//! `$XDG_CACHE_HOME`, where it is set, stands for `~/.cache`. Workshops are not in the target directory
+//! because nodes may run when somebody runs `cargo clean`, and their fleet's files are what takes them down.
 
 use anyhow::{Context as _, Result};
 use std::{
@@ -27,10 +31,20 @@ pub fn target() -> PathBuf {
 
 /// What can be made again but takes time to.
 pub fn cache() -> Result<PathBuf> {
+    Ok(caches()?.join("bulkhead"))
+}
+
+/// The folder of a fleet that is made for a while.
+pub fn workshop(name: &str) -> Result<PathBuf> {
+    Ok(caches()?.join(format!("bulkhead-{name}")))
+}
+
+fn caches() -> Result<PathBuf> {
     let from_xdg = env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
-    let base = match from_xdg {
-        Some(path) => path,
-        None => PathBuf::from(env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?).join(".cache"),
-    };
-    Ok(base.join("bulkhead"))
+    match from_xdg {
+        Some(path) => Ok(path),
+        None => {
+            Ok(PathBuf::from(env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?).join(".cache"))
+        }
+    }
 }

@@ -6,6 +6,8 @@
 use crate::run;
 use anyhow::{Context as _, Result, bail};
 use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Command, Stdio},
 };
@@ -66,6 +68,12 @@ const NEEDS: &[Need] = &[
     ),
     need(For::Example, "nodejs", Sign::Program("node"), "runs npm; the example app itself brings its own"),
     need(For::Example, "npm", Sign::Program("npm"), "installs the example app's dependencies from its lock file"),
+    need(
+        For::Test,
+        "openssh-server",
+        Sign::Program("sshd"),
+        "the SSH client is tested against it; not started as a service",
+    ),
     need(For::Test, "git", Sign::Program("git"), "releases say which commit they were built from"),
     need(For::Bench, "rsync", Sign::Program("rsync"), "what a deploy is compared with"),
     need(For::Bench, "zstd", Sign::Program("zstd"), "what a first upload is compared with"),
@@ -105,7 +113,52 @@ pub fn ensure(purposes: &[For]) -> Result<()> {
     install(&packages)?;
     match missing.iter().find(|need| !need.is_met()) {
         Some(need) => bail!("package {} is installed, but what it is for is still not there", need.package),
-        None => Ok(()),
+        None => disable_services(&packages),
+    }
+}
+
+/// Units that a package enables, and that nobody asked this machine to run.
+const UNWANTED_UNITS: &[(&str, &[&str])] = &[("openssh-server", &["ssh.service", "ssh.socket"])];
+
+/// A package that was installed for its program alone must not open a port at the next boot either.
+fn disable_services(packages: &[&str]) -> Result<()> {
+    for (package, units) in UNWANTED_UNITS {
+        // Without systemd nothing starts by itself.
+        if packages.contains(package) && run::find_program("systemctl").is_some() {
+            run::output(Command::new("systemctl").arg("disable").args(*units))?;
+        }
+    }
+    Ok(())
+}
+
+/// While this exists, packages that are installed start no services (see invoke-rc.d(8)).
+struct NoServices {
+    made: bool,
+}
+
+const POLICY_RC_D: &str = "/usr/sbin/policy-rc.d";
+
+impl NoServices {
+    fn begin() -> Result<Self> {
+        // One that is there already is somebody's own decision.
+        if Path::new(POLICY_RC_D).exists() {
+            return Ok(Self { made: false });
+        }
+        fs::write(POLICY_RC_D, "#!/bin/sh\nexit 101\n").with_context(|| format!("cannot write {POLICY_RC_D}"))?;
+        let this = Self { made: true };
+        fs::set_permissions(POLICY_RC_D, fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("cannot make {POLICY_RC_D} executable"))?;
+        Ok(this)
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.made
+            && let Err(error) = fs::remove_file(POLICY_RC_D)
+        {
+            eprintln!("cannot remove {POLICY_RC_D}, remove it by hand: {error}");
+        }
     }
 }
 
@@ -119,6 +172,7 @@ fn install(packages: &[&str]) -> Result<()> {
     let mut arguments = vec!["install", "-y", "-q", "--no-install-recommends"];
     arguments.extend(packages);
     println!("$ {}", run::display(&apt_get(&arguments)));
+    let _quiet = NoServices::begin()?;
     // Package lists may be absent or old; they are fetched only where that stands in the way.
     let first = apt_get(&arguments).stdin(Stdio::null()).output().context("cannot run apt-get")?;
     if first.status.success() {

@@ -1,6 +1,6 @@
 //! The benchmark's fleet and apps.
 //!
-//! Its folder, `bench` in the target directory, holds a fleet of its own with a
+//! Its folder, `~/.cache/bulkhead-bench`, holds a fleet of its own with a
 //! key of its own and a client cache of its own, so that nothing of the user's
 //! is read or changed. npm packages are installed once, into the cache.
 
@@ -41,13 +41,21 @@ pub struct Lab {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Node {
     /// Its name.
+    #[serde(rename = "node")]
     pub name: String,
     /// Where its sshd listens, on port 22.
     pub address: IpAddr,
     /// Its file system, seen from here.
     pub root: PathBuf,
     /// Its process 1, seen from here.
+    #[serde(rename = "pid")]
     pub leader: u32,
+}
+
+/// What `bulkhead local ls -o json` prints.
+#[derive(Debug, Deserialize)]
+struct LocalNodes {
+    nodes: Vec<Node>,
 }
 
 /// How long a deploy took. Node times count from when the node read the request.
@@ -147,7 +155,7 @@ impl Lab {
         run::heading("build");
         let binaries = binaries::build()?;
         binaries::build_static("bulkhead-testapp")?;
-        let folder = paths::target().join("bench");
+        let folder = paths::workshop("bench")?;
         let lab = Self { binaries, folder, nodes: vec![] };
         // What an interrupted run left would be measured too.
         if lab.folder.join("fleet.toml").exists() {
@@ -186,7 +194,7 @@ impl Lab {
         let mut command = self.binaries.bulkhead();
         command
             .current_dir(fleet)
-            .env("BULKHEAD_KEY", self.key())
+            .envs(self.key().exists().then(|| ("BULKHEAD_KEY", self.key())))
             .env("BULKHEAD_CACHE", self.cache())
             .env("BULKHEAD_FLEET", fleet)
             .env_remove("SSH_AUTH_SOCK")
@@ -204,9 +212,12 @@ impl Lab {
             return Ok(());
         }
         let names: Vec<String> = (1..=count).map(|number| format!("b{number}={ENVIRONMENT}")).collect();
-        self.read(&["local", "up", "--yes", "--nodes", &names.join(",")])?;
-        self.nodes = serde_json::from_str(&self.read(&["local", "ls", "-o", "json"])?)
+        self.read(&["local", "up", "--nodes", &names.join(",")])?;
+        let listed: LocalNodes = serde_json::from_str(&self.read(&["local", "ls", "-o", "json"])?)
             .context("cannot read what `bulkhead local ls -o json` printed")?;
+        // By number, not by name: b10 comes after b9.
+        self.nodes = listed.nodes;
+        self.nodes.sort_by_key(|node| (node.name.len(), node.name.clone()));
         if self.nodes.len() < count {
             bail!("{count} nodes are wanted, {} are up", self.nodes.len());
         }
