@@ -210,9 +210,27 @@ pub enum PushError {
     },
 }
 
+/// Connections that were begun before the order was ready, by node.
+pub type Early = BTreeMap<NodeName, Connecting>;
+type Connecting = tokio::task::JoinHandle<Result<NodeClient, NodeError>>;
+
 /// Carries one order out on many nodes at once. Gives one outcome per node, in the order given.
 pub async fn push(
     push: &Push,
+    identities: &Identities,
+    timeouts: Timeouts,
+    memory: &Memory,
+    make: &MakeOrder<'_>,
+    progress: &(dyn Fn(&NodeName, Progress) + Send + Sync),
+) -> Vec<NodeOutcome> {
+    push_over(push, Early::new(), identities, timeouts, memory, make, progress).await
+}
+
+/// As [`push`], over connections that were begun already; to other nodes, and
+/// where one has ended since, a new one is made.
+pub async fn push_over(
+    push: &Push,
+    mut early: Early,
     identities: &Identities,
     timeouts: Timeouts,
     memory: &Memory,
@@ -235,10 +253,14 @@ pub async fn push(
             timings: Timings::default(),
             remembered: memory.recall(&push.fleet, &target.node, &push.app),
         };
-        node.run(identities, line)
+        node.run(early.remove(&target.node), identities, line)
     });
     let (outcomes, ()) = tokio::join!(futures_util::future::join_all(each), desk.serve(make));
     outcomes
+}
+
+fn has_ended(client: &NodeClient) -> bool {
+    client.connection().is_closed()
 }
 
 /// One node's share.
@@ -265,8 +287,8 @@ enum End {
 }
 
 impl Pushing<'_> {
-    async fn run(mut self, identities: &Identities, line: Line) -> NodeOutcome {
-        let result = self.carry_out(identities, &line).await;
+    async fn run(mut self, early: Option<Connecting>, identities: &Identities, line: Line) -> NodeOutcome {
+        let result = self.carry_out(early, identities, &line).await;
         drop(line);
         self.timings.total_ms = since(self.started);
         // Memory is an optimisation: where it cannot be written, the next push asks.
@@ -282,7 +304,12 @@ impl Pushing<'_> {
         (self.progress)(&self.target.node, progress);
     }
 
-    async fn carry_out(&mut self, identities: &Identities, line: &Line) -> Result<Done, PushError> {
+    async fn carry_out(
+        &mut self,
+        early: Option<Connecting>,
+        identities: &Identities,
+        line: &Line,
+    ) -> Result<Done, PushError> {
         self.tell(Progress::Connecting);
         // While one connects, the order is made and the first packs are begun.
         let mut expected = self.expect(&self.remembered);
@@ -290,9 +317,15 @@ impl Pushing<'_> {
             let spool = self.packs.map(|packs| packs.pack(&expected.items)).transpose();
             (line.order(next(&self.remembered.position)).await, spool)
         };
-        let connecting = NodeClient::connect(self.target, identities, self.timeouts);
         let connecting = async {
-            let connected = connecting.await;
+            let connected = match early {
+                Some(early) => early.await.ok().filter(|begun| !begun.as_ref().is_ok_and(has_ended)),
+                None => None,
+            };
+            let connected = match connected {
+                Some(connected) => connected,
+                None => NodeClient::connect(self.target, identities, self.timeouts).await,
+            };
             if connected.is_ok() {
                 self.tell(Progress::Connected);
             }

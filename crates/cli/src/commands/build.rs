@@ -1,0 +1,191 @@
+//! `bulkhead build`.
+
+use crate::{
+    Context,
+    deployment::build_image,
+    error::Result,
+    output::{Paint, count, printable, seconds, size},
+    table::Table,
+    workspace::App,
+};
+use bulkhead_image::{Finding, Report};
+use clap::Args;
+use schemars::JsonSchema;
+use serde::Serialize;
+use std::{fmt::Write as _, time::Duration};
+
+/// Builds the image: what goes in, what was left out and why, what the lint said
+///
+/// Contacts no node. Files that did not change since the last build are not read
+/// again. Packages come from the Debian suite that the manifest names; their
+/// versions and digests are pinned in `bulkhead.lock`.
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    /// Refuses to change `bulkhead.lock`, as a continuous integration should.
+    #[arg(long)]
+    pub locked: bool,
+}
+
+/// A built image.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct BuildReport {
+    /// The app.
+    pub app: String,
+    /// The image's id.
+    pub image: String,
+    /// Files in the image.
+    pub files: u64,
+    /// The sum of their sizes.
+    pub bytes: u64,
+    /// Files that had to be read because they are new or changed.
+    pub files_read: u64,
+    /// Debian packages with something in the image.
+    pub packages: Vec<BuiltPackage>,
+    /// npm packages, as `name@version`.
+    pub npm_packages: Vec<String>,
+    /// What the lint warned of.
+    pub warnings: Vec<LintFinding>,
+    /// What the lint would have refused, had the manifest not allowed it.
+    pub allowed: Vec<LintFinding>,
+    /// What was left out, and why.
+    pub omitted: Vec<LeftOut>,
+    /// Whether `bulkhead.lock` was written.
+    pub lock_changed: bool,
+    /// How long it took, in milliseconds.
+    pub total_ms: f64,
+}
+
+/// A Debian package with something in the image.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct BuiltPackage {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Files of it in the image.
+    pub files: u64,
+    /// Their size.
+    pub bytes: u64,
+}
+
+/// Something that the lint found.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct LintFinding {
+    /// The rule's name.
+    pub rule: String,
+    /// The path in the image.
+    pub path: String,
+    /// What is wrong and what to do.
+    pub sentence: String,
+}
+
+/// What was left out for one reason.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct LeftOut {
+    /// The reason.
+    pub reason: String,
+    /// How many files, or folders that were not entered.
+    pub count: u64,
+    /// Their size, as far as it is known.
+    pub bytes: u64,
+    /// The biggest of them.
+    pub biggest: Vec<String>,
+}
+
+/// Builds and reports.
+///
+/// # Errors
+/// Folder, manifest, packages or lint stand against it.
+pub async fn run(context: &Context, args: &BuildArgs) -> Result<()> {
+    let app = App::load(&context.places)?;
+    let built = build_image(context, &app, args.locked).await?;
+    let report = report(&app, &built.id.to_string(), &built.report);
+    context.ui.result(&report, render)
+}
+
+fn report(app: &App, image: &str, report: &Report) -> BuildReport {
+    BuildReport {
+        app: app.manifest.app.to_string(),
+        image: image.into(),
+        files: report.files,
+        bytes: report.bytes,
+        files_read: report.files_read,
+        packages: report
+            .packages
+            .iter()
+            .map(|package| BuiltPackage {
+                name: package.name.clone(),
+                version: package.version.clone(),
+                files: package.files,
+                bytes: package.bytes,
+            })
+            .collect(),
+        npm_packages: report.npm_packages.clone(),
+        warnings: report.warnings.iter().map(finding).collect(),
+        allowed: report.allowed.iter().map(finding).collect(),
+        omitted: report
+            .omitted
+            .iter()
+            .map(|omission| LeftOut {
+                reason: omission.reason.clone(),
+                count: omission.count,
+                bytes: omission.bytes,
+                biggest: omission.biggest.iter().map(|large| large.path.clone()).collect(),
+            })
+            .collect(),
+        lock_changed: report.lock_changed,
+        total_ms: report.timings.total_ms,
+    }
+}
+
+fn finding(finding: &Finding) -> LintFinding {
+    // The rule's stable name is the one it is serialised as.
+    let rule = serde_json::to_value(finding.rule).ok().and_then(|value| value.as_str().map(str::to_owned));
+    LintFinding { rule: rule.unwrap_or_default(), path: finding.path.clone(), sentence: finding.sentence.clone() }
+}
+
+fn render(report: &BuildReport, paint: Paint) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "{}", paint.bold(&format!("{}  image {}", report.app, report.image)));
+    let _ = writeln!(
+        out,
+        "{} files, {}; {} read anew; {}",
+        count(report.files),
+        size(report.bytes),
+        count(report.files_read),
+        seconds(Duration::from_secs_f64(report.total_ms.max(0.0) / 1000.0))
+    );
+    if report.lock_changed {
+        out.push_str("bulkhead.lock was written: check it in\n");
+    }
+    if !report.packages.is_empty() {
+        let mut table = Table::new(&["PACKAGE", "VERSION", ">FILES", ">SIZE"]);
+        for package in &report.packages {
+            table.row([package.name.clone(), package.version.clone(), count(package.files), size(package.bytes)]);
+        }
+        let _ = write!(out, "\n{}", table.render(paint));
+    }
+    if !report.npm_packages.is_empty() {
+        let _ = writeln!(out, "\n{} npm packages", count(report.npm_packages.len() as u64));
+    }
+    if !report.omitted.is_empty() {
+        let mut table = Table::new(&["LEFT OUT", ">COUNT", ">SIZE", "SUCH AS"]);
+        for omission in &report.omitted {
+            let example = omission.biggest.first().cloned().unwrap_or_default();
+            table.row([omission.reason.clone(), count(omission.count), size(omission.bytes), example]);
+        }
+        let _ = write!(out, "\n{}", table.render(paint));
+    }
+    for (title, findings) in
+        [("warnings", &report.warnings), ("allowed by the manifest, which the lint would refuse", &report.allowed)]
+    {
+        if !findings.is_empty() {
+            let _ = writeln!(out, "\n{}", paint.bold(title));
+            for finding in findings {
+                let path = printable(&finding.path);
+                let _ = writeln!(out, "  {path}: {} [{}]", printable(&finding.sentence), finding.rule);
+            }
+        }
+    }
+    out
+}

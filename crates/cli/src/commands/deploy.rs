@@ -1,0 +1,106 @@
+//! `bulkhead deploy`.
+
+use crate::{
+    Context,
+    args::{Environment, OrderArgs},
+    deployment::{Present, asked_over, build_image, note_build, payload_of, plan_over, remembered},
+    error::Result,
+    git,
+    orders::{Draft, carry_out, check_message},
+    plan::Wanted,
+    session::Session,
+    workspace::{App, FleetFiles},
+};
+use bulkhead_core::{
+    NodeName,
+    fleet::FleetNode,
+    order::{Action, Run},
+};
+use bulkhead_fleet::push::Early;
+use clap::Args;
+
+/// Builds, signs, sends, starts beside the old, checks health, switches, drains, stops the old
+///
+/// All nodes of the environment at once, or those that the manifest names for
+/// it. Where the new release does not become healthy the old one was never
+/// touched: its last log lines are shown and the exit code is 6. With `--yes`
+/// no node is asked first; the plan then shows what this machine remembers.
+#[derive(Debug, Args)]
+pub struct DeployArgs {
+    #[command(flatten)]
+    environment: Environment,
+
+    #[command(flatten)]
+    order: OrderArgs,
+
+    /// Refuses to change `bulkhead.lock`.
+    #[arg(long)]
+    pub locked: bool,
+}
+
+/// Deploys.
+///
+/// # Errors
+/// The image cannot be built, nobody agreed, or a node did not do it.
+pub async fn run(context: &Context, args: &DeployArgs) -> Result<()> {
+    context.ui.must_be_able_to_ask(args.order.yes)?;
+    check_message(&args.order)?;
+    let app = App::load(&context.places)?;
+    let files = FleetFiles::load(&context.places)?;
+    let environment = &args.environment.environment;
+    let nodes = app.nodes_in(&files, environment)?;
+    let session = Session::of(files)?;
+
+    // Nothing of these waits for another: nodes are connected to, and asked, while the folder is scanned.
+    let early = session.begin(&nodes)?;
+    let directory = app.directory.clone();
+    let (built, source, signers, present) = tokio::join!(
+        build_image(context, &app, args.locked),
+        tokio::task::spawn_blocking(move || git::source(&directory)),
+        session.signers(environment),
+        present(&session, early, &nodes, &app, args.order.yes),
+    );
+    let (built, signers, (early, present)) = (built?, signers?, present?);
+    note_build(context, &built);
+
+    let services = app.manifest.services_in(environment);
+    let wanted = Wanted {
+        verb: "deploy",
+        app: &app.manifest.app,
+        environment,
+        image_id: &built.id.to_string(),
+        image: Some(&built.image),
+        services: &services,
+        origin: None,
+    };
+    let plan = plan_over(&session, wanted, built.id, &present);
+    context.ui.preview(|paint| plan.render(paint))?;
+    context.ui.confirm(&format!("\nDeploy to {environment}?"), args.order.yes).await?;
+
+    let image = built.id;
+    let draft = Draft {
+        verb: "deploy",
+        app: app.manifest.app.clone(),
+        environment: environment.clone(),
+        nodes,
+        action: Action::Run(Run { image, services, source: source.ok().flatten(), origin: None }),
+        payload: Some(payload_of(context, built)),
+        early,
+    };
+    carry_out(context, &session, &signers, draft, Some(plan), &args.order).await
+}
+
+/// What runs now: asked where a person will decide by it, remembered otherwise.
+async fn present(
+    session: &Session,
+    early: Early,
+    nodes: &[(NodeName, FleetNode)],
+    app: &App,
+    yes: bool,
+) -> Result<(Early, Vec<Present>)> {
+    if yes {
+        Ok((early, remembered(session, nodes, &app.manifest.app)))
+    } else {
+        asked_over(session, early, &app.manifest.app).await
+    }
+}

@@ -1,0 +1,137 @@
+//! `bulkhead promote`.
+
+use crate::{
+    Context,
+    args::OrderArgs,
+    deployment::{asked_over, payload_of_held, plan_over},
+    error::{Error, Kind, Result},
+    orders::{Draft, carry_out, check_message},
+    plan::Wanted,
+    session::{Session, all_must_answer, app_of},
+    workspace::{App, FleetFiles},
+};
+use bulkhead_core::{
+    AppName, EnvironmentName, ImageId, NodeName,
+    fleet::FleetNode,
+    order::{Action, Run},
+};
+use bulkhead_wire::{NodeStatus, Release};
+use clap::Args;
+use std::collections::BTreeMap;
+
+/// Runs in TO what runs in FROM: the same image, with TO's settings
+///
+/// The image is not built again: its digest is the one that FROM runs. Settings
+/// are those that this folder's `bulkhead.toml` has for TO. Shows the difference
+/// first.
+#[derive(Debug, Args)]
+pub struct PromoteArgs {
+    /// The environment to take the image from.
+    #[arg(value_name = "FROM")]
+    pub from: EnvironmentName,
+
+    /// The environment to run it in.
+    #[arg(value_name = "TO")]
+    pub to: EnvironmentName,
+
+    /// The node of FROM to take it from, where FROM's nodes differ.
+    #[arg(long, value_name = "NODE")]
+    pub node: Option<NodeName>,
+
+    #[command(flatten)]
+    order: OrderArgs,
+}
+
+/// Promotes.
+///
+/// # Errors
+/// FROM's nodes differ or run nothing, nobody agreed, or a node did not do it.
+pub async fn run(context: &Context, args: &PromoteArgs) -> Result<()> {
+    context.ui.must_be_able_to_ask(args.order.yes)?;
+    check_message(&args.order)?;
+    if args.from == args.to {
+        return Err(Error::usage(format!("`{}` twice: promote from one environment to another", args.from)));
+    }
+    let app = App::load(&context.places)?;
+    let name = &app.manifest.app;
+    let files = FleetFiles::load(&context.places)?;
+    let sources = from_nodes(&files, args)?;
+    let nodes = app.nodes_in(&files, &args.to)?;
+    let session = Session::of(files)?;
+    let early = session.begin(&nodes)?;
+    let (statuses, present, signers) =
+        tokio::join!(session.statuses(&sources), asked_over(&session, early, name), session.signers(&args.to));
+    let (statuses, (early, present), signers) = (all_must_answer(statuses?)?, present?, signers?);
+    let (holder, release, image) = agreed(name, &args.from, &statuses)?;
+    let holder = sources
+        .iter()
+        .find(|(node, _)| *node == holder)
+        .ok_or_else(|| Error::new(Kind::Internal, "a node answered that was not asked"))?;
+
+    let payload = payload_of_held(context, &session, image, holder).await?;
+    let services = app.manifest.services_in(&args.to);
+    let origin = format!("promoted from {}", args.from);
+    let wanted = Wanted {
+        verb: "promote",
+        app: name,
+        environment: &args.to,
+        image_id: &image.to_string(),
+        image: Some(&payload.image),
+        services: &services,
+        origin: Some(&origin),
+    };
+    let plan = plan_over(&session, wanted, image, &present);
+    context.ui.preview(|paint| plan.render(paint))?;
+    context.ui.confirm(&format!("\nPromote to {}?", args.to), args.order.yes).await?;
+
+    let draft = Draft {
+        verb: "promote",
+        app: name.clone(),
+        environment: args.to.clone(),
+        nodes,
+        action: Action::Run(Run { image, services, source: release.source.clone(), origin: Some(origin) }),
+        payload: Some(payload),
+        early,
+    };
+    carry_out(context, &session, &signers, draft, Some(plan), &args.order).await
+}
+
+fn from_nodes(files: &FleetFiles, args: &PromoteArgs) -> Result<Vec<(NodeName, FleetNode)>> {
+    let mut nodes = files.nodes_in(&args.from)?;
+    if let Some(wanted) = &args.node {
+        nodes.retain(|(name, _)| name == wanted);
+        if nodes.is_empty() {
+            return Err(Error::configuration(format!("`{}` has no node `{wanted}`", args.from)));
+        }
+    }
+    Ok(nodes)
+}
+
+/// The live release that all nodes of FROM agree on, and one of them.
+fn agreed<'a>(
+    app: &AppName,
+    from: &EnvironmentName,
+    statuses: &'a [(NodeName, NodeStatus)],
+) -> Result<(NodeName, &'a Release, ImageId)> {
+    let mut by_image: BTreeMap<ImageId, Vec<&NodeName>> = BTreeMap::new();
+    let mut first = None;
+    for (node, status) in statuses {
+        let live = app_of(status, app).and_then(|known| known.live.as_ref());
+        let Some((release, image)) = live.and_then(|release| Some((release, release.image?))) else { continue };
+        by_image.entry(image).or_default().push(node);
+        first.get_or_insert((node.clone(), release, image));
+    }
+    match (first, by_image.len()) {
+        (None, _) => Err(Error::configuration(format!("nothing of {app} runs in `{from}`"))
+            .hint(format!("`bulkhead deploy -e {from}` first"))),
+        (Some(first), 1) => Ok(first),
+        (Some(_), _) => {
+            let mut error = Error::new(Kind::Partial, format!("nodes of `{from}` run different images of {app}"));
+            for (image, nodes) in by_image {
+                let names: Vec<&str> = nodes.iter().map(|node| node.as_str()).collect();
+                error.causes.push(format!("image {} on {}", image.short(), names.join(", ")));
+            }
+            Err(error.hint("choose one with `--node NODE`"))
+        }
+    }
+}

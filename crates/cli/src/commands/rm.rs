@@ -1,0 +1,63 @@
+//! `bulkhead rm`.
+
+use crate::{
+    Context,
+    args::{Environment, OrderArgs},
+    error::Result,
+    orders::{Draft, carry_out, check_message},
+    session::Session,
+};
+use bulkhead_core::{AppName, order::Action};
+use clap::Args;
+
+/// Stops an app and forgets its releases
+///
+/// Volumes stay unless `--volumes` says otherwise. The app's name must be typed,
+/// or `--yes` be given.
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    #[command(flatten)]
+    environment: Environment,
+
+    /// The app.
+    #[arg(value_name = "APP")]
+    pub app: AppName,
+
+    /// Deletes the app's volumes and all data in them too.
+    #[arg(long)]
+    pub volumes: bool,
+
+    #[command(flatten)]
+    order: OrderArgs,
+}
+
+/// Removes.
+///
+/// # Errors
+/// Nobody agreed, or a node did not do it.
+pub async fn run(context: &Context, args: &RmArgs) -> Result<()> {
+    context.ui.must_be_able_to_ask(args.order.yes)?;
+    check_message(&args.order)?;
+    let session = Session::open(context)?;
+    let environment = &args.environment.environment;
+    let nodes = session.files.nodes_in(environment)?;
+    let early = session.begin(&nodes)?;
+    let signers = session.signers(environment).await?;
+    let names: Vec<&str> = nodes.iter().map(|(name, _)| name.as_str()).collect();
+    let data = if args.volumes { "its volumes are DELETED" } else { "its volumes stay" };
+    context.ui.preview(|paint| {
+        let title = format!("remove {} from {environment} on {}", args.app, names.join(", "));
+        format!("{}\nits releases are forgotten; {data}\n", paint.bold(&title))
+    })?;
+    context.ui.confirm_word("This cannot be undone.", args.app.as_str(), args.order.yes).await?;
+    let draft = Draft {
+        verb: "rm",
+        app: args.app.clone(),
+        environment: environment.clone(),
+        nodes,
+        action: Action::Remove { volumes: args.volumes },
+        payload: None,
+        early,
+    };
+    carry_out(context, &session, &signers, draft, None, &args.order).await
+}

@@ -1,0 +1,258 @@
+//! `bulkhead rollback`.
+
+use crate::{
+    Context,
+    args::{Environment, OrderArgs},
+    deployment::{live_of, payload_of_held, plan_over, present},
+    error::{Error, Kind, Result},
+    orders::{Draft, carry_out, check_message},
+    plan::Wanted,
+    session::{Session, all_must_answer},
+};
+use bulkhead_core::{
+    AppName, ImageId, NodeName,
+    image::Image,
+    order::{Action, Run, ServiceSpec},
+};
+use bulkhead_wire::{Outcome, Release};
+use clap::Args;
+use std::sync::Arc;
+
+/// Runs an earlier release again, as an order like any other
+///
+/// Without RELEASE: the last good one before the live one that differs from it.
+/// Image and settings are the earlier release's own. Nothing is uploaded where a
+/// node still has the image.
+#[derive(Debug, Args)]
+pub struct RollbackArgs {
+    #[command(flatten)]
+    environment: Environment,
+
+    /// The app.
+    #[arg(value_name = "APP")]
+    pub app: AppName,
+
+    /// The release's number, as `bulkhead releases` shows it.
+    #[arg(value_name = "RELEASE")]
+    pub release: Option<u64>,
+
+    #[command(flatten)]
+    order: OrderArgs,
+}
+
+/// Rolls back.
+///
+/// # Errors
+/// There is no such release, nobody agreed, or a node did not do it.
+pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
+    context.ui.must_be_able_to_ask(args.order.yes)?;
+    check_message(&args.order)?;
+    let session = Session::open(context)?;
+    let environment = &args.environment.environment;
+    let nodes = session.files.nodes_in(environment)?;
+    let early = session.begin(&nodes)?;
+    let app = args.app.clone();
+    let asking = session.ask_over(early, move |client| {
+        let app = app.clone();
+        async move { tokio::try_join!(client.releases(Some(app)), client.status()) }
+    });
+    let ((mut early, answers), signers) = tokio::join!(asking, session.signers(environment));
+    let signers = signers?;
+    let mut histories = Vec::new();
+    let mut known = Vec::new();
+    for (node, (releases, status)) in all_must_answer(answers)? {
+        known.push(present(node.clone(), &status, &args.app));
+        histories.push((node, releases));
+    }
+
+    let chosen = choose(&args.app, args.release, &histories)?;
+    let nodes: Vec<_> = nodes.into_iter().filter(|(name, _)| chosen.nodes.contains(name)).collect();
+    early.retain(|name, _| chosen.nodes.contains(name));
+    let present: Vec<_> = known.into_iter().filter(|known| chosen.nodes.contains(&known.node)).collect();
+    let origin = format!("rollback to {}", chosen.number);
+    let document = session.memory.document(chosen.image).and_then(|document| Image::decode(&document).ok());
+    let wanted = Wanted {
+        verb: "rollback",
+        app: &args.app,
+        environment,
+        image_id: &chosen.image.to_string(),
+        image: document.as_ref(),
+        services: &chosen.services,
+        origin: Some(&origin),
+    };
+    let plan = plan_over(&session, wanted, chosen.image, &present);
+    context.ui.preview(|paint| plan.render(paint))?;
+    context.ui.confirm(&format!("\nRoll back in {environment}?"), args.order.yes).await?;
+
+    // Only where some node dropped the image must it come from elsewhere.
+    let payload = if present.iter().all(|known| known.images.contains(&chosen.image)) {
+        None
+    } else {
+        let holder = nodes
+            .iter()
+            .find(|(name, _)| present.iter().any(|known| known.node == *name && known.images.contains(&chosen.image)));
+        let holder = holder.or_else(|| nodes.first()).ok_or_else(|| no_release(&args.app))?;
+        Some(payload_of_held(context, &session, chosen.image, holder).await?)
+    };
+    let draft = Draft {
+        verb: "rollback",
+        app: args.app.clone(),
+        environment: environment.clone(),
+        nodes,
+        action: Action::Run(Run {
+            image: chosen.image,
+            services: chosen.services,
+            source: chosen.source,
+            origin: Some(origin),
+        }),
+        payload,
+        early,
+    };
+    carry_out(context, &session, &signers, draft, Some(plan), &args.order).await
+}
+
+/// The release to go back to and the nodes that know it.
+#[derive(Debug)]
+struct Chosen {
+    number: u64,
+    image: ImageId,
+    services: Vec<ServiceSpec>,
+    source: Option<bulkhead_core::order::Source>,
+    nodes: Vec<NodeName>,
+}
+
+fn no_release(app: &AppName) -> Error {
+    Error::usage(format!("{app} has no release to go back to")).hint(format!("`bulkhead releases {app}` shows all"))
+}
+
+/// One release for all nodes that run the app: nodes must mean the same by it.
+fn choose(app: &AppName, number: Option<u64>, histories: &[(NodeName, Vec<Release>)]) -> Result<Chosen> {
+    let mut chosen: Option<Chosen> = None;
+    for (node, releases) in histories.iter().filter(|(_, releases)| !releases.is_empty()) {
+        let release = match number {
+            Some(number) => Arc::new(named(app, node, number, releases)?),
+            None => Arc::new(previous(releases).ok_or_else(|| no_release(app))?),
+        };
+        let Some(image) = release.image else { return Err(no_release(app)) };
+        match &mut chosen {
+            None => {
+                chosen = Some(Chosen {
+                    number: release.number,
+                    image,
+                    services: release.services.clone(),
+                    source: release.source.clone(),
+                    nodes: vec![node.clone()],
+                });
+            }
+            Some(chosen) if chosen.image == image && chosen.services == release.services => {
+                chosen.nodes.push(node.clone());
+            }
+            Some(chosen) => {
+                let message = format!(
+                    "nodes differ: going back means release {} (image {}) on {} and release {} (image {}) on {node}",
+                    chosen.number,
+                    chosen.image.short(),
+                    chosen.nodes[0],
+                    release.number,
+                    image.short(),
+                );
+                return Err(Error::new(Kind::Partial, message)
+                    .hint("`bulkhead deploy` brings all nodes to one release first")
+                    .hint(format!("`bulkhead releases {app}` shows each node's history")));
+            }
+        }
+    }
+    chosen.ok_or_else(|| no_release(app))
+}
+
+/// The release of a number, which must be one that ran well.
+fn named(app: &AppName, node: &NodeName, number: u64, releases: &[Release]) -> Result<Release> {
+    let known = releases.iter().find(|release| release.number == number);
+    let Some(release) = known else {
+        let error = Error::usage(format!("{node} has no release {number} of {app}"));
+        return Err(error.hint(format!("`bulkhead releases {app}` shows all")));
+    };
+    if release.image.is_none() {
+        return Err(Error::usage(format!("release {number} of {app} is a `{}`: it has no image to run", release.verb)));
+    }
+    if release.outcome != Outcome::Done {
+        return Err(Error::usage(format!("release {number} of {app} never ran well on {node}"))
+            .hint("choose one whose outcome is `done`"));
+    }
+    Ok(release.clone())
+}
+
+/// The last good release before the live one that differs from it.
+fn previous(releases: &[Release]) -> Option<Release> {
+    let live = live_of(releases)?;
+    releases
+        .iter()
+        .rev()
+        .filter(|release| release.number < live.number && release.outcome == Outcome::Done && release.image.is_some())
+        .find(|release| release.image != live.image || release.services != live.services)
+        .cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_core::{OrderId, Timestamp};
+
+    fn release(number: u64, image: u8, outcome: Outcome, live: bool) -> Release {
+        Release {
+            app: "notes".parse().unwrap(),
+            number,
+            order: OrderId([u8::try_from(number).unwrap(); 32]),
+            verb: if image == 0 { "stop" } else { "run" }.into(),
+            image: (image != 0).then_some(ImageId([image; 32])),
+            image_present: true,
+            signers: vec![],
+            accepted: Timestamp(0),
+            outcome,
+            live,
+            source: None,
+            origin: None,
+            message: None,
+            services: vec![],
+        }
+    }
+
+    fn failed() -> Outcome {
+        Outcome::Failed { reason: "x".into() }
+    }
+
+    #[test]
+    fn which_release() {
+        let app: AppName = "notes".parse().unwrap();
+        let good = [
+            release(1, 1, Outcome::Done, false),
+            release(2, 2, failed(), false),
+            release(3, 0, Outcome::Done, false),
+            release(4, 3, Outcome::Done, false),
+            release(5, 3, Outcome::Done, true),
+        ];
+        let check = |number: Option<u64>, histories: &[&[Release]], expected: std::result::Result<u64, &str>| {
+            let histories: Vec<(NodeName, Vec<Release>)> = histories
+                .iter()
+                .enumerate()
+                .map(|(index, releases)| (format!("n{index}").parse().unwrap(), releases.to_vec()))
+                .collect();
+            match (choose(&app, number, &histories), expected) {
+                (Ok(chosen), Ok(number)) => assert_eq!(chosen.number, number),
+                (Err(error), Err(text)) => assert!(error.message.contains(text), "{error}"),
+                (other, expected) => panic!("{other:?} where {expected:?} was expected"),
+            }
+        };
+        check(None, &[&good], Ok(1));
+        check(None, &[&good, &good], Ok(1));
+        check(None, &[&good, &[]], Ok(1));
+        check(Some(4), &[&good], Ok(4));
+        check(Some(2), &[&good], Err("never ran well"));
+        check(Some(3), &[&good], Err("no image to run"));
+        check(Some(9), &[&good], Err("no release 9"));
+        check(None, &[&good[..1]], Err("no release to go back to"));
+        check(None, &[&[]], Err("no release to go back to"));
+        let other = [release(1, 7, Outcome::Done, false), release(2, 3, Outcome::Done, true)];
+        check(None, &[&good, &other], Err("nodes differ"));
+    }
+}

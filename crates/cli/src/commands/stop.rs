@@ -1,0 +1,78 @@
+//! `bulkhead stop`.
+
+use crate::{
+    Context,
+    args::{AppOrService, Environment, OrderArgs},
+    error::Result,
+    orders::{Draft, carry_out, check_message},
+    session::Session,
+};
+use bulkhead_core::{EnvironmentName, ServiceName, order::Action};
+use clap::Args;
+
+/// Stops services of the live release
+///
+/// The release stays, and a boot of the node does not start them again; `bulkhead
+/// start` does.
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    #[command(flatten)]
+    environment: Environment,
+
+    /// The app, or one service of it.
+    #[arg(value_name = "APP[/SERVICE]")]
+    pub target: AppOrService,
+
+    #[command(flatten)]
+    order: OrderArgs,
+}
+
+/// Stops.
+///
+/// # Errors
+/// Nobody agreed, or a node did not do it.
+pub async fn run(context: &Context, args: &StopArgs) -> Result<()> {
+    let environment = &args.environment.environment;
+    services_order(context, "stop", environment, &args.target, &args.order, |services| Action::Stop { services }).await
+}
+
+/// What `start`, `stop` and `restart` have in common.
+pub(crate) async fn services_order(
+    context: &Context,
+    verb: &'static str,
+    environment: &EnvironmentName,
+    target: &AppOrService,
+    order: &OrderArgs,
+    action: impl FnOnce(Vec<ServiceName>) -> Action,
+) -> Result<()> {
+    context.ui.must_be_able_to_ask(order.yes)?;
+    check_message(order)?;
+    let session = Session::open(context)?;
+    let nodes = session.files.nodes_in(environment)?;
+    let early = session.begin(&nodes)?;
+    let signers = session.signers(environment).await?;
+    let names: Vec<&str> = nodes.iter().map(|(name, _)| name.as_str()).collect();
+    let what = match &target.service {
+        Some(service) => format!("{}/{service}", target.app),
+        None => format!("all services of {}", target.app),
+    };
+    context.ui.preview(|paint| {
+        format!("{}\n", paint.bold(&format!("{verb} {what} in {environment} on {}", names.join(", "))))
+    })?;
+    context.ui.confirm(&format!("{} {what}?", capitalised(verb)), order.yes).await?;
+    let draft = Draft {
+        verb,
+        app: target.app.clone(),
+        environment: environment.clone(),
+        nodes,
+        action: action(target.service.iter().cloned().collect()),
+        payload: None,
+        early,
+    };
+    carry_out(context, &session, &signers, draft, None, order).await
+}
+
+fn capitalised(word: &str) -> String {
+    let mut letters = word.chars();
+    letters.next().map(|first| first.to_ascii_uppercase().to_string() + letters.as_str()).unwrap_or_default()
+}

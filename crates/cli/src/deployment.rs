@@ -1,0 +1,292 @@
+//! What `plan`, `deploy`, `promote` and `rollback` share: what runs on the
+//! nodes now, the image that shall run, and the plan that follows from both.
+
+use crate::{
+    Context,
+    error::{Error, Kind, Result},
+    output::seconds,
+    plan::{Known, KnownBy, Plan, Wanted, plan},
+    session::{Session, all_must_answer, app_of, cache_directory, node_error},
+    workspace::App,
+};
+use bulkhead_core::{AppName, FileDigest, ImageId, NodeName, fleet::FleetNode, image::Image, order::ServiceSpec};
+use bulkhead_fleet::push::{Early, Payload};
+use bulkhead_image::{BuildError, BuildRequest, Built, ErrorKind, Phase, Sources};
+use bulkhead_store::{
+    cache::Cache,
+    pack::{Contents, Nothing, Options},
+};
+use bulkhead_wire::{NodeStatus, Release};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read, Seek as _, SeekFrom},
+    sync::Arc,
+};
+
+/// What runs of an app on a node now, as far as it is known.
+#[derive(Debug, Clone)]
+pub struct Present {
+    /// Which node.
+    pub node: NodeName,
+    /// How it is known.
+    pub by: KnownBy,
+    /// Counter of the last accepted order.
+    pub counter: u64,
+    /// The live release's number.
+    pub live: Option<u64>,
+    /// The live release's image.
+    pub image: Option<ImageId>,
+    /// The live release's services.
+    pub services: Option<Vec<ServiceSpec>>,
+    /// The images that the node holds.
+    pub images: Vec<ImageId>,
+}
+
+/// Asks every node what runs of an app.
+///
+/// # Errors
+/// A node does not answer.
+pub async fn asked(session: &Session, nodes: &[(NodeName, FleetNode)], app: &AppName) -> Result<Vec<Present>> {
+    let statuses = all_must_answer(session.statuses(nodes).await?)?;
+    Ok(statuses.into_iter().map(|(node, status)| present(node, &status, app)).collect())
+}
+
+/// As [`asked`], over connections that were begun already, which come back.
+///
+/// # Errors
+/// A node does not answer.
+pub async fn asked_over(session: &Session, early: Early, app: &AppName) -> Result<(Early, Vec<Present>)> {
+    let (early, answers) = session.ask_over(early, |client| async move { client.status().await }).await;
+    let statuses = all_must_answer(answers)?;
+    Ok((early, statuses.into_iter().map(|(node, status)| present(node, &status, app)).collect()))
+}
+
+/// What a node's status says of an app.
+#[must_use]
+pub fn present(node: NodeName, status: &NodeStatus, app: &AppName) -> Present {
+    let by = KnownBy::Asked;
+    let Some(known) = app_of(status, app) else {
+        return Present { node, by, counter: 0, live: None, image: None, services: None, images: vec![] };
+    };
+    Present {
+        node,
+        by,
+        counter: known.position.counter,
+        live: known.live.as_ref().map(|release| release.number),
+        image: known.live.as_ref().and_then(|release| release.image),
+        services: known.live.as_ref().map(|release| release.services.clone()),
+        images: known.images.clone(),
+    }
+}
+
+/// What this machine remembers of an app, without asking anyone.
+#[must_use]
+pub fn remembered(session: &Session, nodes: &[(NodeName, FleetNode)], app: &AppName) -> Vec<Present> {
+    nodes
+        .iter()
+        .map(|(node, _)| {
+            let known = session.memory.recall(&session.files.fleet.fleet, node, app);
+            let nothing = known.position.counter == 0;
+            Present {
+                node: node.clone(),
+                by: if nothing { KnownBy::Unknown } else { KnownBy::Remembered },
+                counter: known.position.counter,
+                live: None,
+                image: known.images.first().copied(),
+                services: None,
+                images: known.images,
+            }
+        })
+        .collect()
+}
+
+/// The plan from what is wanted and what is known.
+#[must_use]
+pub fn plan_over(session: &Session, wanted: Wanted<'_>, wanted_id: ImageId, present: &[Present]) -> Plan {
+    let mut images: BTreeMap<ImageId, Image> = BTreeMap::new();
+    for id in present.iter().filter_map(|node| node.image).filter(|id| *id != wanted_id) {
+        if images.contains_key(&id) {
+            continue;
+        }
+        if let Some(image) = session.memory.document(id).and_then(|document| Image::decode(&document).ok()) {
+            images.insert(id, image);
+        }
+    }
+    let known: Vec<Known<'_>> = present
+        .iter()
+        .map(|node| Known {
+            node: node.node.clone(),
+            by: node.by,
+            counter: node.counter,
+            live: node.live,
+            image_id: node.image.map(|id| id.to_string()),
+            image: node.image.and_then(|id| images.get(&id)),
+            services: node.services.clone(),
+            holds_wanted: node.images.contains(&wanted_id),
+        })
+        .collect();
+    plan(wanted, &known)
+}
+
+/// Builds the app's image, on a thread of its own.
+///
+/// # Errors
+/// The folder, manifest, packages or lint stand against it.
+pub async fn build_image(context: &Context, app: &App, locked: bool) -> Result<Built> {
+    let (ui, app) = (Arc::clone(&context.ui), app.clone());
+    let cache = cache_directory()?.join("image");
+    let mirror = std::env::var("BULKHEAD_MIRROR").ok().filter(|address| !address.is_empty());
+    let work = tokio::task::spawn_blocking(move || {
+        let progress = BuildProgress(&ui);
+        let request = BuildRequest {
+            folder: &app.directory,
+            manifest: &app.manifest,
+            cache_dir: &cache,
+            mirror: mirror.as_deref(),
+            locked,
+            progress: &progress,
+        };
+        bulkhead_image::build(&request).map_err(|error| build_error(&app, &error))
+    });
+    let built = match work.await {
+        Ok(built) => built,
+        Err(error) => Err(Error::during(Kind::Internal, "building failed", &error)),
+    };
+    context.ui.clear();
+    built
+}
+
+struct BuildProgress<'a>(&'a crate::output::Ui);
+
+impl bulkhead_image::Progress for BuildProgress<'_> {
+    fn advance(&self, phase: Phase, done: u64, total: u64, what: &str) {
+        let word = match phase {
+            Phase::Scan => "scanning",
+            Phase::Index => "reading package indices",
+            Phase::Download => "downloading packages",
+            Phase::Unpack => "unpacking packages",
+            Phase::Closure => "working out what runs",
+            Phase::Lint => "looking for what must not be in an image",
+            Phase::Write => "writing the image",
+        };
+        let amount = match (phase, total) {
+            (Phase::Index | Phase::Download, 0) => crate::output::size(done),
+            (Phase::Index | Phase::Download, total) => {
+                format!("{} of {}", crate::output::size(done), crate::output::size(total))
+            }
+            (_, 0) => crate::output::count(done),
+            (_, total) => format!("{} of {}", crate::output::count(done), crate::output::count(total)),
+        };
+        self.0.progress(&format!("{word}  {amount}  {what}"));
+    }
+}
+
+fn build_error(app: &App, error: &BuildError) -> Error {
+    let kind = match error.kind() {
+        // The lint speaks about the user's own files; nothing was sent anywhere.
+        ErrorKind::Configuration | ErrorKind::Refused => Kind::Configuration,
+        ErrorKind::Remote => Kind::Unreachable,
+        ErrorKind::Host => Kind::Internal,
+    };
+    let mut folded = Error::of(kind, error);
+    folded.message = format!("{}: {}", app.path.display(), folded.message);
+    folded
+}
+
+/// Says on standard error how long a build took, where no moving line said so.
+pub fn note_build(context: &Context, built: &Built) {
+    let took = std::time::Duration::from_secs_f64(built.report.timings.total_ms.max(0.0) / 1000.0);
+    context.ui.step(&format!("built {} in {}", built.id.short(), seconds(took)));
+}
+
+/// The release of a history that is live.
+#[must_use]
+pub fn live_of(releases: &[Release]) -> Option<&Release> {
+    releases.iter().rev().find(|release| release.live)
+}
+
+/// Files of an image where the build found them.
+struct BuiltContents(Sources);
+
+impl Contents for BuiltContents {
+    fn open(&self, digest: &FileDigest) -> io::Result<Option<Box<dyn Read + Send>>> {
+        self.0.open(digest)
+    }
+
+    /// Bases of large files are read in windows, so a file on disk is sought in.
+    fn read_at(&self, digest: &FileDigest, offset: u64, length: usize) -> io::Result<Option<Vec<u8>>> {
+        let Some(path) = self.0.disk_path(digest) else {
+            let Some(mut reader) = self.0.open(digest)? else { return Ok(None) };
+            io::copy(&mut reader.by_ref().take(offset), &mut io::sink())?;
+            return exactly(reader, length).map(Some);
+        };
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(offset))?;
+        exactly(file, length).map(Some)
+    }
+}
+
+fn exactly(reader: impl Read, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(length);
+    if reader.take(length as u64).read_to_end(&mut bytes)? == length {
+        Ok(bytes)
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+/// What this machine kept of what it sent. Without it a push sends more, so a
+/// cache that cannot be opened is told and done without.
+fn sent_before(context: &Context) -> Option<Arc<Cache>> {
+    let opened = cache_directory().and_then(|directory| {
+        let directory = directory.join("sent");
+        Cache::open(&directory).map_err(|error| Error::during(Kind::Internal, "changed files are sent whole", &error))
+    });
+    opened.map(Arc::new).map_err(|error| context.ui.warn(&error)).ok()
+}
+
+/// What a push sends of a built image.
+#[must_use]
+pub fn payload_of(context: &Context, built: Built) -> Payload {
+    Payload {
+        image: Arc::new(built.image),
+        document: Arc::new(built.document),
+        contents: Arc::new(BuiltContents(built.sources)),
+        cache: sent_before(context),
+        options: Options::default(),
+    }
+}
+
+/// What a push sends of an image that was not built here: its document from
+/// this machine or a node that holds it, and its contents as far as this
+/// machine still has them.
+///
+/// # Errors
+/// No document is to be had.
+pub async fn payload_of_held(
+    context: &Context,
+    session: &Session,
+    image: ImageId,
+    holder: &(NodeName, FleetNode),
+) -> Result<Payload> {
+    let document = match session.memory.document(image) {
+        Some(document) => document,
+        None => {
+            let client = session.connect(&holder.0, &holder.1).await?;
+            let document = client.image_document(image).await.map_err(|error| node_error(&error));
+            client.close().await;
+            document?
+        }
+    };
+    let decoded = Image::decode(&document).map_err(|error| {
+        Error::during(Kind::Refused, format!("{} gave no valid document of image {}", holder.0, image.short()), &error)
+    })?;
+    Ok(Payload {
+        image: Arc::new(decoded),
+        document: Arc::new(document),
+        contents: Arc::new(Nothing),
+        cache: sent_before(context),
+        options: Options::default(),
+    })
+}

@@ -1,0 +1,464 @@
+//! One order from draft to what came of it: position, signatures, push, table.
+//!
+//! The draft says what is wanted. Positions come from memory (or from nodes
+//! that were asked a moment ago); where a node stands elsewhere it says so and
+//! the push makes a new order over the same draft.
+
+use crate::{
+    Context,
+    args::OrderArgs,
+    error::{Error, ErrorBody, Kind, Result},
+    output::{Paint, printable, seconds, size},
+    session::{Session, now, push_error},
+    table::Table,
+};
+use bulkhead_core::{
+    AppName, EnvironmentName, NodeName,
+    fleet::FleetNode,
+    order::{Action, NAMESPACE, Order, Target as Position},
+};
+use bulkhead_fleet::{
+    push::{Early, NodeOutcome, Payload, Progress, Push, SignedOrder, push_over},
+    sign::{SignError, Signer},
+};
+use bulkhead_wire::{LogLine, StepKind};
+use schemars::JsonSchema;
+use serde::Serialize;
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    future::Future,
+    pin::Pin,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+/// From issue to expiry. Long enough for an upload over a slow line, short
+/// enough that a copied order is soon worthless; counters guard it besides.
+const LIFETIME_S: i64 = 600;
+
+/// What an interruption means while an order is being carried out.
+const UNDERWAY: &str = "the old release goes on serving until a node has received everything; \
+    a node finishes what it has fully received, and the next run goes on where this one stopped";
+
+/// An order not yet signed.
+#[derive(Debug)]
+pub struct Draft {
+    /// The word for it: `deploy`, `rollback`, `stop`.
+    pub verb: &'static str,
+    /// The app.
+    pub app: AppName,
+    /// Where.
+    pub environment: EnvironmentName,
+    /// The nodes it is for.
+    pub nodes: Vec<(NodeName, FleetNode)>,
+    /// What to do.
+    pub action: Action,
+    /// For an order that runs an image.
+    pub payload: Option<Payload>,
+    /// Connections that were begun already.
+    pub early: Early,
+}
+
+/// What came of an order.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct OrderReport {
+    /// The command.
+    pub verb: String,
+    /// The app.
+    pub app: AppName,
+    /// The environment.
+    pub environment: EnvironmentName,
+    /// The image's id, of an order that runs one.
+    pub image: Option<String>,
+    /// What changed, of an order that runs an image.
+    pub plan: Option<crate::plan::Plan>,
+    /// What came of it on each node.
+    pub nodes: Vec<NodeReport>,
+    /// How long everything took, in milliseconds.
+    pub total_ms: u64,
+    /// What went wrong, where something did.
+    pub error: Option<ErrorBody>,
+}
+
+/// What came of an order on one node.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct NodeReport {
+    /// The node.
+    pub node: NodeName,
+    /// Whether it was done.
+    pub done: bool,
+    /// Whether the node had already carried out this very order.
+    pub already: bool,
+    /// The live release's number.
+    pub release: Option<u64>,
+    /// The order's id.
+    pub order: Option<String>,
+    /// What went wrong, where something did.
+    pub error: Option<ErrorBody>,
+    /// The last log lines of a service that did not become healthy.
+    pub log: Vec<ReportedLine>,
+    /// How long the steps took.
+    pub timings: Steps,
+}
+
+/// A log line.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct ReportedLine {
+    /// Which service wrote it.
+    pub service: String,
+    /// The line.
+    pub text: String,
+}
+
+/// How long the steps took, in milliseconds; absent where one did not happen.
+#[derive(Debug, Clone, Default, Serialize, JsonSchema)]
+pub struct Steps {
+    /// TCP, key exchange and authentication.
+    pub connect_ms: u64,
+    /// From connected to everything received.
+    pub transfer_ms: Option<u64>,
+    /// Until it would survive a power cut, since the node read the request; likewise those below.
+    pub durable_ms: Option<u64>,
+    /// Until the image was mounted.
+    pub mounted_ms: Option<u64>,
+    /// Until the services were started.
+    pub started_ms: Option<u64>,
+    /// Until they were healthy.
+    pub healthy_ms: Option<u64>,
+    /// Until new connections went to them.
+    pub switched_ms: Option<u64>,
+    /// From the start of sending until this node was healthy, as this machine saw it.
+    pub until_healthy_ms: Option<u64>,
+    /// All of it, as this machine saw it.
+    pub total_ms: u64,
+    /// Bytes sent, SSH's own included.
+    pub sent_bytes: u64,
+    /// Bytes received, SSH's own included.
+    pub received_bytes: u64,
+    /// Rounds of sending contents: one where the memory of the node was right.
+    pub packs: u32,
+    /// Orders that were signed: one where the memory of the node was right.
+    pub orders: u32,
+}
+
+/// Has an order signed and carried out, and prints what came of it.
+///
+/// # Errors
+/// What went wrong; already shown as far as it concerns single nodes.
+pub async fn carry_out(
+    context: &Context,
+    session: &Session,
+    signers: &[Signer],
+    mut draft: Draft,
+    plan: Option<crate::plan::Plan>,
+    args: &OrderArgs,
+) -> Result<()> {
+    let template = template(session, &draft, args)?;
+    let make = |targets: BTreeMap<NodeName, Position>| -> Pin<Box<dyn Future<Output = _> + Send + '_>> {
+        let mut order = template.clone();
+        order.targets = targets;
+        Box::pin(signed(order, signers))
+    };
+    let display = Display::new(context, draft.verb);
+    let request = Push {
+        fleet: session.files.fleet.fleet.clone(),
+        app: draft.app.clone(),
+        nodes: session.targets(&draft.nodes)?,
+        payload: draft.payload.clone(),
+        wait: args.wait,
+    };
+    context.ui.stage(UNDERWAY);
+    let hear = |node: &NodeName, progress: Progress| display.hear(node, &progress);
+    let early = std::mem::take(&mut draft.early);
+    let (identities, timeouts, memory) = (&session.identities, session.timeouts, &session.memory);
+    let outcomes = push_over(&request, early, identities, timeouts, memory, &make, &hear).await;
+    context.ui.clear();
+    report(context, &draft, plan, outcomes, args)
+}
+
+fn template(session: &Session, draft: &Draft, args: &OrderArgs) -> Result<Order> {
+    let issued = now();
+    let mut order = Order {
+        format: 1,
+        fleet: session.files.fleet.fleet.clone(),
+        environment: draft.environment.clone(),
+        app: draft.app.clone(),
+        // Stands in until positions are known, so that everything else is checked before anyone is asked.
+        targets: draft.nodes.iter().map(|(name, _)| (name.clone(), Position { counter: 1, previous: None })).collect(),
+        issued,
+        not_after: issued.plus_s(LIFETIME_S),
+        action: draft.action.clone(),
+        message: args.message.clone(),
+    };
+    order.check().map_err(|what| Error::configuration(format!("this order would be refused: {what}")))?;
+    order.targets.clear();
+    Ok(order)
+}
+
+/// Checks that the order of these arguments would be in order, before anything is built or asked.
+///
+/// # Errors
+/// The message is too long or not one line.
+pub fn check_message(args: &OrderArgs) -> Result<()> {
+    match &args.message {
+        Some(text) if text.len() > 1000 || text.chars().any(char::is_control) => {
+            Err(Error::usage("the message is one line of at most 1000 bytes"))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn signed(order: Order, signers: &[Signer]) -> std::result::Result<SignedOrder, SignError> {
+    let bytes = order.to_bytes();
+    let mut signatures = Vec::with_capacity(signers.len());
+    for signer in signers {
+        signatures.push(signer.sign(NAMESPACE, &bytes).await?);
+    }
+    Ok(SignedOrder { bytes, signatures })
+}
+
+/// The moving line: what each node is at.
+struct Display<'a> {
+    context: &'a Context,
+    verb: &'static str,
+    nodes: Mutex<BTreeMap<NodeName, String>>,
+}
+
+impl<'a> Display<'a> {
+    fn new(context: &'a Context, verb: &'static str) -> Self {
+        Self { context, verb, nodes: Mutex::new(BTreeMap::new()) }
+    }
+
+    fn hear(&self, node: &NodeName, progress: &Progress) {
+        let text = match progress {
+            Progress::Connecting => "connecting".into(),
+            Progress::Connected => "connected".into(),
+            Progress::Uploading { sent, total: Some(total) } => format!("sent {} of {}", size(*sent), size(*total)),
+            Progress::Uploading { sent, total: None } => format!("sent {}", size(*sent)),
+            Progress::Waiting { holder, since } => {
+                self.context.ui.note(&format!("{node} waits for an order of {holder}, under way since {since}"));
+                "waiting".into()
+            }
+            Progress::Step(step) => step_word(step.step).into(),
+            Progress::Repositioned(_) => "signing again: it stood elsewhere than remembered".into(),
+            Progress::Done(_) => "done".into(),
+            Progress::Failed(_) => "failed".into(),
+        };
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        nodes.insert(node.clone(), text);
+        let line: Vec<String> = nodes.iter().map(|(node, text)| format!("{node}: {text}")).collect();
+        self.context.ui.progress(&format!("{}  {}", self.verb, line.join("   ")));
+    }
+}
+
+fn step_word(step: StepKind) -> &'static str {
+    match step {
+        StepKind::Accepted => "accepted",
+        StepKind::Received => "received",
+        StepKind::Durable => "durable",
+        StepKind::Mounted => "mounted",
+        StepKind::Started => "started",
+        StepKind::Healthy => "healthy",
+        StepKind::Switched => "switched",
+        StepKind::Drained => "drained",
+        StepKind::Stopped => "old one stopped",
+    }
+}
+
+fn report(
+    context: &Context,
+    draft: &Draft,
+    plan: Option<crate::plan::Plan>,
+    outcomes: Vec<NodeOutcome>,
+    args: &OrderArgs,
+) -> Result<()> {
+    let mut errors: Vec<Error> = Vec::new();
+    let nodes: Vec<NodeReport> = outcomes
+        .into_iter()
+        .map(|outcome| {
+            let timings = steps(&outcome.timings);
+            match outcome.result {
+                Ok(done) => NodeReport {
+                    node: outcome.node,
+                    done: true,
+                    already: done.already,
+                    release: done.release,
+                    order: done.order.map(|order| order.to_string()),
+                    error: None,
+                    log: vec![],
+                    timings,
+                },
+                Err(error) => {
+                    let error = push_error(&error);
+                    errors.push(error.clone());
+                    NodeReport {
+                        node: outcome.node,
+                        done: false,
+                        already: false,
+                        release: None,
+                        order: None,
+                        log: error.log.iter().map(reported_line).collect(),
+                        error: Some(error.report().error),
+                        timings,
+                    }
+                }
+            }
+        })
+        .collect();
+    let error = summary(draft, &nodes, errors);
+    let report = OrderReport {
+        verb: draft.verb.into(),
+        app: draft.app.clone(),
+        environment: draft.environment.clone(),
+        image: match &draft.action {
+            Action::Run(run) => Some(run.image.to_string()),
+            _ => None,
+        },
+        plan,
+        nodes,
+        total_ms: u64::try_from(context.ui.elapsed().as_millis()).unwrap_or(u64::MAX),
+        error: error.as_ref().map(|error| error.report().error),
+    };
+    context.ui.result(&report, |report, paint| render(report, args.timings, paint))?;
+    match error {
+        None => Ok(()),
+        Some(mut error) => {
+            error.shown = true;
+            Err(error)
+        }
+    }
+}
+
+fn reported_line(line: &LogLine) -> ReportedLine {
+    ReportedLine { service: line.service.to_string(), text: line.text.clone() }
+}
+
+/// One error for the whole order: the nodes' own where they agree in kind.
+fn summary(draft: &Draft, nodes: &[NodeReport], mut errors: Vec<Error>) -> Option<Error> {
+    if errors.is_empty() {
+        return None;
+    }
+    let first = errors.remove(0);
+    if errors.is_empty() && nodes.len() == 1 {
+        return Some(first);
+    }
+    let done = nodes.iter().filter(|node| node.done).count();
+    let same = errors.iter().all(|error| error.kind == first.kind);
+    let kind = if done == 0 && same { first.kind } else { Kind::Partial };
+    let message = format!("{} of {}: done on {done} of {} nodes", draft.verb, draft.app, nodes.len());
+    let mut error = Error::new(kind, message);
+    error.log.clone_from(&first.log);
+    for cause in std::iter::once(&first).chain(&errors) {
+        let because = if cause.causes.is_empty() { String::new() } else { format!(": {}", cause.causes.join(": ")) };
+        error.causes.push(format!("{}{because}", cause.message));
+        for hint in &cause.hints {
+            if !error.hints.contains(hint) {
+                error.hints.push(hint.clone());
+            }
+        }
+    }
+    if done > 0 {
+        error.hints.push("the same command again goes on where this one stopped".into());
+    }
+    Some(error)
+}
+
+fn steps(timings: &bulkhead_fleet::push::Timings) -> Steps {
+    Steps {
+        connect_ms: timings.connect_ms,
+        transfer_ms: timings.transfer_ms,
+        durable_ms: timings.durable_ms,
+        mounted_ms: timings.mounted_ms,
+        started_ms: timings.started_ms,
+        healthy_ms: timings.healthy_ms,
+        switched_ms: timings.switched_ms,
+        until_healthy_ms: timings.until_healthy_ms,
+        total_ms: timings.total_ms,
+        sent_bytes: timings.sent_bytes,
+        received_bytes: timings.received_bytes,
+        packs: timings.packs,
+        orders: timings.orders,
+    }
+}
+
+/// The table of nodes.
+#[must_use]
+pub fn render(report: &OrderReport, timings: bool, paint: Paint) -> String {
+    let mut out = String::from("\n");
+    let runs = report.image.is_some();
+    let titles: &[&str] = match (runs, timings) {
+        (false, _) => &["NODE", "RESULT", ">TIME"],
+        (true, false) => &["NODE", "RESULT", ">RELEASE", ">SENT", ">HEALTHY", ">TIME"],
+        (true, true) => &[
+            "NODE",
+            "RESULT",
+            ">RELEASE",
+            ">SENT",
+            ">CONNECT",
+            ">TRANSFER",
+            ">DURABLE",
+            ">MOUNTED",
+            ">STARTED",
+            ">HEALTHY",
+            ">SWITCHED",
+            ">TIME",
+        ],
+    };
+    let mut table = Table::new(titles);
+    for node in &report.nodes {
+        let result = match (&node.error, node.already) {
+            (Some(error), _) => error_word(error.kind),
+            (None, true) => "done before",
+            (None, false) => "done",
+        };
+        let ms = |value: Option<u64>| value.map(|ms| seconds(Duration::from_millis(ms))).unwrap_or_default();
+        let steps = &node.timings;
+        let release = node.release.map(|release| release.to_string()).unwrap_or_default();
+        let total = ms(Some(steps.total_ms));
+        match (runs, timings) {
+            (false, _) => table.row([node.node.to_string(), result.into(), total]),
+            (true, false) => table.row([
+                node.node.to_string(),
+                result.into(),
+                release,
+                size(steps.sent_bytes),
+                ms(steps.until_healthy_ms),
+                total,
+            ]),
+            (true, true) => table.row([
+                node.node.to_string(),
+                result.into(),
+                release,
+                size(steps.sent_bytes),
+                ms(Some(steps.connect_ms)),
+                ms(steps.transfer_ms),
+                ms(steps.durable_ms),
+                ms(steps.mounted_ms),
+                ms(steps.started_ms),
+                ms(steps.healthy_ms),
+                ms(steps.switched_ms),
+                total,
+            ]),
+        }
+    }
+    out.push_str(&table.render(paint));
+    // The error that follows names one node's log; the others' would be lost.
+    for node in report.nodes.iter().filter(|node| !node.log.is_empty()).skip(1) {
+        let _ = writeln!(out, "\nlast log lines on {}", node.node);
+        for line in &node.log {
+            let _ = writeln!(out, "  {} | {}", printable(&line.service), printable(&line.text));
+        }
+    }
+    out
+}
+
+fn error_word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Unreachable => "unreachable",
+        Kind::Refused => "refused",
+        Kind::Unhealthy => "unhealthy, old one serves",
+        Kind::Locked => "locked",
+        Kind::Internal | Kind::Usage | Kind::Configuration | Kind::Node | Kind::Partial | Kind::Interrupted => "failed",
+    }
+}

@@ -1,0 +1,350 @@
+//! A fleet ready to be talked to: its files, the verified policy, keys, SSH
+//! settings and what this machine remembers; and asking many nodes at once.
+//!
+//! Everything this machine keeps lies in one cache directory, which may be
+//! deleted at any time: it saves time and decides nothing.
+//!
+//! ```text
+//! Linux    $XDG_CACHE_HOME/bulkhead or ~/.cache/bulkhead
+//! macOS    ~/Library/Caches/bulkhead
+//! Windows  %LOCALAPPDATA%\bulkhead
+//! any      $BULKHEAD_CACHE
+//! ```
+
+use crate::{
+    Context,
+    error::{Error, Kind, Result},
+    workspace::{FleetFiles, PolicyFiles},
+};
+use bulkhead_core::{AppName, EnvironmentName, NodeName, Timestamp, fleet::FleetNode, policy::Role};
+use bulkhead_fleet::{
+    Identities, NodeClient, NodeError, Target, Timeouts,
+    config::SshConfig,
+    memory::Memory,
+    push::{Early, PushError},
+    resolve,
+    sign::{SignError, Signer},
+};
+use bulkhead_wire::{AppStatus, NodeStatus};
+use std::{
+    future::Future,
+    path::PathBuf,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+/// A fleet ready to be talked to.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// `fleet.toml`.
+    pub files: FleetFiles,
+    /// The verified policy.
+    pub policy: PolicyFiles,
+    /// The private keys at hand.
+    pub identities: Identities,
+    /// Bounds on waiting.
+    pub timeouts: Timeouts,
+    /// What this machine remembers.
+    pub memory: Memory,
+    ssh: SshConfig,
+}
+
+/// A node and what it answered, or why it did not.
+#[derive(Debug)]
+pub struct Answer<T> {
+    /// Which node.
+    pub node: NodeName,
+    /// What it said.
+    pub result: Result<T>,
+}
+
+/// The home directory, where keys and SSH settings lie.
+///
+/// # Errors
+/// The environment does not say.
+pub fn home() -> Result<PathBuf> {
+    std::env::home_dir()
+        .filter(|home| !home.as_os_str().is_empty())
+        .ok_or_else(|| Error::configuration("the home directory is unknown").hint("set HOME"))
+}
+
+/// Where this machine keeps what saves time.
+///
+/// # Errors
+/// The environment does not say.
+pub fn cache_directory() -> Result<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(named) = set("BULKHEAD_CACHE") {
+        return Ok(named);
+    }
+    if cfg!(windows) {
+        if let Some(local) = set("LOCALAPPDATA") {
+            return Ok(local.join("bulkhead"));
+        }
+    } else if cfg!(target_os = "macos") {
+        return Ok(home()?.join("Library/Caches/bulkhead"));
+    } else if let Some(cache) = set("XDG_CACHE_HOME").filter(|path| path.is_absolute()) {
+        return Ok(cache.join("bulkhead"));
+    }
+    Ok(home()?.join(".cache/bulkhead"))
+}
+
+/// The private keys at hand: `BULKHEAD_KEY` before all, then the agent and the usual files.
+///
+/// # Errors
+/// The home directory is unknown.
+pub fn identities() -> Result<Identities> {
+    let identities = Identities::new(&home()?);
+    Ok(match std::env::var_os("BULKHEAD_KEY").filter(|path| !path.is_empty()) {
+        Some(path) => identities.with_file(path.into()),
+        None => identities,
+    })
+}
+
+/// The time, as documents carry it.
+#[must_use]
+pub fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
+impl Session {
+    /// Reads the fleet's files and what is needed to reach its nodes. Connects to nothing.
+    ///
+    /// # Errors
+    /// A file is missing or wrong.
+    pub fn open(context: &Context) -> Result<Self> {
+        Self::of(FleetFiles::load(&context.places)?)
+    }
+
+    /// As [`Session::open`], for files that were read already.
+    ///
+    /// # Errors
+    /// The policy or an SSH setting is missing or wrong.
+    pub fn of(files: FleetFiles) -> Result<Self> {
+        let policy = files.policy()?;
+        let ssh = SshConfig::load(&home()?).map_err(|error| Error::of(Kind::Configuration, &error))?;
+        let wanted: Vec<&str> = policy.policy.keys.values().map(|key| key.key.as_str()).collect();
+        let identities = identities()?.preferring(wanted);
+        let memory = Memory::at(cache_directory()?.join("nodes"));
+        Ok(Self { files, policy, identities, timeouts: Timeouts::default(), memory, ssh })
+    }
+
+    /// How nodes are reached.
+    ///
+    /// # Errors
+    /// An SSH setting makes no sense.
+    pub fn targets(&self, nodes: &[(NodeName, FleetNode)]) -> Result<Vec<Target>> {
+        nodes
+            .iter()
+            .map(|(name, node)| resolve(name, node, &self.ssh).map_err(|error| Error::of(Kind::Configuration, &error)))
+            .collect()
+    }
+
+    /// Asks nodes the same, all at once, each over a connection of its own that
+    /// ends with the answer. One that cannot be reached delays no other.
+    ///
+    /// # Errors
+    /// An SSH setting makes no sense; what a node could not answer is in its [`Answer`].
+    pub async fn ask_all<T, F, Fut>(&self, nodes: &[(NodeName, FleetNode)], ask: F) -> Result<Vec<Answer<T>>>
+    where
+        T: Send + 'static,
+        F: Fn(NodeClient) -> Fut,
+        Fut: Future<Output = std::result::Result<T, NodeError>> + Send + 'static,
+        F: Clone + Send + Sync + 'static,
+    {
+        let mut tasks = Vec::new();
+        for target in self.targets(nodes)? {
+            let (identities, timeouts, ask) = (self.identities.clone(), self.timeouts, ask.clone());
+            tasks.push((
+                target.node.clone(),
+                tokio::spawn(async move {
+                    let client = NodeClient::connect(&target, &identities, timeouts).await?;
+                    let answer = ask(client.clone()).await;
+                    client.close().await;
+                    answer
+                }),
+            ));
+        }
+        let mut answers = Vec::with_capacity(tasks.len());
+        for (node, task) in tasks {
+            let result = match task.await {
+                Ok(answer) => answer.map_err(|error| node_error(&error)),
+                Err(error) => Err(Error::during(Kind::Internal, format!("{node}: asking failed"), &error)),
+            };
+            answers.push(Answer { node, result });
+        }
+        Ok(answers)
+    }
+
+    /// Every node's facts and what runs on it.
+    ///
+    /// # Errors
+    /// An SSH setting makes no sense.
+    pub async fn statuses(&self, nodes: &[(NodeName, FleetNode)]) -> Result<Vec<Answer<NodeStatus>>> {
+        self.ask_all(nodes, |client| async move { client.status().await }).await
+    }
+
+    /// Begins to connect to nodes, for requests that come when other work is done.
+    ///
+    /// # Errors
+    /// An SSH setting makes no sense.
+    pub fn begin(&self, nodes: &[(NodeName, FleetNode)]) -> Result<Early> {
+        let begun = self.targets(nodes)?.into_iter().map(|target| {
+            let (identities, timeouts) = (self.identities.clone(), self.timeouts);
+            let node = target.node.clone();
+            (node, tokio::spawn(async move { NodeClient::connect(&target, &identities, timeouts).await }))
+        });
+        Ok(begun.collect())
+    }
+
+    /// Asks nodes over connections that were begun, and gives the connections back.
+    pub async fn ask_over<T, F, Fut>(&self, early: Early, ask: F) -> (Early, Vec<Answer<T>>)
+    where
+        T: Send + 'static,
+        F: Fn(NodeClient) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = std::result::Result<T, NodeError>> + Send + 'static,
+    {
+        let mut asking = Vec::new();
+        for (node, connecting) in early {
+            let ask = ask.clone();
+            let task = tokio::spawn(async move {
+                let connected = connecting.await;
+                let client = connected
+                    .map_err(|error| Error::during(Kind::Internal, "connecting ended early", &error))?
+                    .map_err(|error| node_error(&error))?;
+                let answer = ask(client.clone()).await.map_err(|error| node_error(&error))?;
+                Ok((client, answer))
+            });
+            asking.push((node, task));
+        }
+        let mut connected = Early::new();
+        let mut answers = Vec::with_capacity(asking.len());
+        for (node, task) in asking {
+            let result = match task.await {
+                Ok(Ok((client, answer))) => {
+                    connected.insert(node.clone(), tokio::spawn(std::future::ready(Ok(client))));
+                    Ok(answer)
+                }
+                Ok(Err(error)) => Err(error),
+                Err(error) => Err(Error::during(Kind::Internal, format!("{node}: asking failed"), &error)),
+            };
+            answers.push(Answer { node, result });
+        }
+        (connected, answers)
+    }
+
+    /// One connection, for what goes on over it.
+    ///
+    /// # Errors
+    /// The node cannot be reached.
+    pub async fn connect(&self, name: &NodeName, node: &FleetNode) -> Result<NodeClient> {
+        let target = resolve(name, node, &self.ssh).map_err(|error| Error::of(Kind::Configuration, &error))?;
+        NodeClient::connect(&target, &self.identities, self.timeouts).await.map_err(|error| node_error(&error))
+    }
+
+    /// Private keys at hand for as many release holders as an environment demands.
+    ///
+    /// # Errors
+    /// The policy has no such environment, or keys are missing.
+    pub async fn signers(&self, environment: &EnvironmentName) -> Result<Vec<Signer>> {
+        let policy = &self.policy.policy;
+        let Some(demand) = policy.environments.get(environment) else {
+            let known: Vec<&str> = policy.environments.keys().map(EnvironmentName::as_str).collect();
+            return Err(Error::new(
+                Kind::Refused,
+                format!("the policy has no environment `{environment}`, so its nodes would accept no order"),
+            )
+            .hint(format!("it has {}", known.join(", "))));
+        };
+        let needed = demand.release as usize;
+        let holders: Vec<&str> = policy.holders(Role::Release).map(|(_, key)| key).collect();
+        let missing = |found: usize| {
+            let names: Vec<&str> = policy.holders(Role::Release).map(|(name, _)| name.as_str()).collect();
+            let message = format!("`{environment}` demands {needed} release signature(s); keys at hand give {found}");
+            Error::configuration(message)
+                .hint(format!("release keys are those of {}", names.join(", ")))
+                .hint("load your key with `ssh-add`, or name its file in BULKHEAD_KEY")
+        };
+        let found = Signer::find_all(&self.identities, holders).await;
+        let mut found = found
+            .map_err(|error| Error { causes: Error::of(Kind::Configuration, &error).as_causes(), ..missing(0) })?;
+        // One key may be at hand twice, in the agent and in a file; a node counts distinct keys.
+        let mut signers: Vec<Signer> = Vec::new();
+        for signer in found.drain(..) {
+            if signers.len() < needed && !signers.iter().any(|known| known.public_key() == signer.public_key()) {
+                signers.push(signer);
+            }
+        }
+        if signers.len() < needed {
+            return Err(missing(signers.len()));
+        }
+        Ok(signers)
+    }
+}
+
+/// An app's state among a node's.
+#[must_use]
+pub fn app_of<'a>(status: &'a NodeStatus, app: &AppName) -> Option<&'a AppStatus> {
+    status.apps.iter().find(|known| known.app == *app)
+}
+
+/// The answers of those that answered; the others' errors are told, and the
+/// first of them is returned where nobody answered.
+///
+/// # Errors
+/// No node answered.
+pub fn those_that_answered<T>(context: &Context, answers: Vec<Answer<T>>) -> Result<Vec<(NodeName, T)>> {
+    let mut good = Vec::new();
+    let mut bad = Vec::new();
+    for answer in answers {
+        match answer.result {
+            Ok(value) => good.push((answer.node, value)),
+            Err(error) => bad.push(error),
+        }
+    }
+    match (good.is_empty(), bad.is_empty()) {
+        (true, false) => Err(bad.swap_remove(0)),
+        (_, _) => {
+            for error in &bad {
+                context.ui.warn(error);
+            }
+            Ok(good)
+        }
+    }
+}
+
+/// All answers, or the first error.
+///
+/// # Errors
+/// A node did not answer.
+pub fn all_must_answer<T>(answers: Vec<Answer<T>>) -> Result<Vec<(NodeName, T)>> {
+    answers.into_iter().map(|answer| answer.result.map(|value| (answer.node, value))).collect()
+}
+
+/// A node's error in the one shape.
+#[must_use]
+pub fn node_error(error: &NodeError) -> Error {
+    match error {
+        NodeError::Failed { node, failure } => Error::failure(node, failure),
+        NodeError::Local { .. } => Error::of(Kind::Internal, error),
+        _ => Error::of(Kind::Unreachable, error),
+    }
+}
+
+/// A push's error in the one shape.
+#[must_use]
+pub fn push_error(error: &PushError) -> Error {
+    match error {
+        PushError::Node(error) => node_error(error),
+        PushError::Sign { .. } => Error::of(Kind::Configuration, error),
+        PushError::Pack { .. } => Error::of(Kind::Configuration, error)
+            .hint("files that changed while they were sent: the same command again")
+            .hint("an image that was built elsewhere: `bulkhead deploy` it from its own sources"),
+    }
+}
+
+/// A signature's error in the one shape.
+#[must_use]
+pub fn sign_error(error: &SignError) -> Error {
+    Error::of(Kind::Configuration, error)
+}

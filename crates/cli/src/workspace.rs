@@ -1,0 +1,345 @@
+//! The files that commands work on, and where they are found.
+//!
+//! | file | found |
+//! |---|---|
+//! | `bulkhead.toml` | in the current folder, or `--manifest FILE` |
+//! | `fleet.toml`, `policy.json`, `policy.json.sig` | in the current folder or the nearest parent that has a `fleet.toml`, or `--fleet DIR` |
+//!
+//! `policy.json.sig` is a JSON list of armoured SSHSIG signatures over the exact
+//! bytes of `policy.json`. The policy is verified before a word of it is used.
+
+use crate::error::{Error, Kind, Result};
+use bulkhead_core::{
+    AppName, EnvironmentName, NodeName,
+    fleet::{Fleet, FleetNode},
+    manifest::{Manifest, parse_toml},
+    name::nearest,
+    policy::{POLICY_MAX_BYTES, Policy},
+};
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+/// The manifest's file name.
+pub const MANIFEST: &str = "bulkhead.toml";
+/// The inventory's file name.
+pub const FLEET: &str = "fleet.toml";
+/// The policy's file name.
+pub const POLICY: &str = "policy.json";
+/// The file name of the policy's signatures.
+pub const POLICY_SIGNATURES: &str = "policy.json.sig";
+
+/// No file of a person's making is larger; a larger one is the wrong file.
+const TEXT_MAX_BYTES: u64 = 4 << 20;
+
+/// Where to look, as the command line says.
+#[derive(Debug, Clone, Default)]
+pub struct Places {
+    /// `--manifest`.
+    pub manifest: Option<PathBuf>,
+    /// `--fleet`.
+    pub fleet: Option<PathBuf>,
+}
+
+/// A manifest and where it lies.
+#[derive(Debug, Clone)]
+pub struct App {
+    /// The file.
+    pub path: PathBuf,
+    /// The folder it lies in; paths in the manifest are relative to it.
+    pub directory: PathBuf,
+    /// What it says.
+    pub manifest: Manifest,
+}
+
+/// A fleet's files.
+#[derive(Debug, Clone)]
+pub struct FleetFiles {
+    /// The folder they lie in.
+    pub directory: PathBuf,
+    /// What `fleet.toml` says.
+    pub fleet: Fleet,
+}
+
+/// A verified policy with its exact bytes and signatures.
+#[derive(Debug, Clone)]
+pub struct PolicyFiles {
+    /// `policy.json`, byte for byte.
+    pub bytes: Vec<u8>,
+    /// Its signatures.
+    pub signatures: Vec<String>,
+    /// What it says.
+    pub policy: Policy,
+}
+
+/// Reads a text file of a person's making.
+///
+/// # Errors
+/// It cannot be read, or is far too large.
+pub fn read_text(path: &Path) -> Result<String> {
+    let mut text = String::new();
+    let file = std::fs::File::open(path);
+    let read = file.and_then(|file| file.take(TEXT_MAX_BYTES + 1).read_to_string(&mut text));
+    read.map_err(|error| Error::during(Kind::Configuration, format!("cannot read {}", path.display()), &error))?;
+    if text.len() as u64 > TEXT_MAX_BYTES {
+        return Err(Error::configuration(format!("{} is over 4 MiB: this is the wrong file", path.display())));
+    }
+    Ok(text)
+}
+
+/// Writes a file that must be whole or absent: temporary file, fsync, rename, fsync of the directory.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write_durably(path: &Path, contents: &[u8]) -> Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let temporary = PathBuf::from(temporary);
+    let write = || {
+        let mut file = std::fs::File::create(&temporary)?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)?;
+        match path.parent() {
+            Some(parent) => sync_directory(parent),
+            None => Ok(()),
+        }
+    };
+    write().map_err(|error| Error::during(Kind::Internal, format!("cannot write {}", path.display()), &error))
+}
+
+#[cfg(unix)]
+fn sync_directory(directory: &Path) -> std::io::Result<()> {
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    std::fs::File::open(directory)?.sync_all()
+}
+
+#[cfg(not(unix))]
+#[expect(clippy::unnecessary_wraps, reason = "the same shape as where directories can be flushed")]
+fn sync_directory(_: &Path) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// The folder that a file lies in, never empty.
+fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+impl App {
+    /// Finds and reads the manifest.
+    ///
+    /// # Errors
+    /// There is none, or it is wrong.
+    pub fn load(places: &Places) -> Result<Self> {
+        let path = places.manifest.clone().unwrap_or_else(|| MANIFEST.into());
+        match path.try_exists() {
+            Ok(false) => {
+                let shown = path.display();
+                return Err(Error::configuration(format!("{shown} does not exist"))
+                    .hint("go to the app's folder, or name it with `-C DIR` or `--manifest FILE`")
+                    .hint("`bulkhead init` writes a first one"));
+            }
+            Ok(true) | Err(_) => {}
+        }
+        let text = read_text(&path)?;
+        let manifest = Manifest::parse(&text).map_err(|error| Error::manifest(&path, &error))?;
+        Ok(Self { directory: folder_of(&path), path, manifest })
+    }
+
+    /// Checks what the manifest says of an environment against the fleet.
+    ///
+    /// # Errors
+    /// It names a node that is not there.
+    pub fn nodes_in(&self, files: &FleetFiles, environment: &EnvironmentName) -> Result<Vec<(NodeName, FleetNode)>> {
+        let all = files.nodes_in(environment)?;
+        let Some(wanted) = self.manifest.environments.get(environment).and_then(|section| section.nodes.as_ref())
+        else {
+            return Ok(all);
+        };
+        for name in wanted {
+            if !all.iter().any(|(known, _)| known == name) {
+                let place = self.path.display();
+                let message = format!("{place}: [environments.{environment}] names node `{name}`, which is not in it");
+                let known: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
+                return Err(suggest(Error::configuration(message), name.as_str(), &known));
+            }
+        }
+        let chosen: Vec<_> = all.into_iter().filter(|(name, _)| wanted.contains(name)).collect();
+        if chosen.is_empty() {
+            let message = format!("{}: [environments.{environment}] names no node", self.path.display());
+            return Err(Error::configuration(message));
+        }
+        Ok(chosen)
+    }
+}
+
+impl FleetFiles {
+    /// Finds and reads `fleet.toml`.
+    ///
+    /// # Errors
+    /// There is none, or it is wrong.
+    pub fn load(places: &Places) -> Result<Self> {
+        let directory = Self::directory(places)?.ok_or_else(|| {
+            Error::configuration(format!("no {FLEET} here or in any folder above"))
+                .hint("`bulkhead init` writes one with a policy of your own")
+                .hint("or name its folder with `--fleet DIR` or BULKHEAD_FLEET")
+        })?;
+        Self::read(directory)
+    }
+
+    /// Reads `fleet.toml` of a folder.
+    ///
+    /// # Errors
+    /// It is wrong.
+    pub fn read(directory: PathBuf) -> Result<Self> {
+        let path = directory.join(FLEET);
+        let text = read_text(&path)?;
+        let fleet = parse_toml(&text).map_err(|error| Error::manifest(&path, &error))?;
+        Ok(Self { directory, fleet })
+    }
+
+    /// The folder with the nearest `fleet.toml`.
+    ///
+    /// # Errors
+    /// A folder was named and has none, or the current folder is unknown.
+    pub fn directory(places: &Places) -> Result<Option<PathBuf>> {
+        if let Some(named) = &places.fleet {
+            if named.join(FLEET).is_file() {
+                return Ok(Some(named.clone()));
+            }
+            return Err(Error::configuration(format!("{} has no {FLEET}", named.display())));
+        }
+        if Path::new(FLEET).is_file() {
+            return Ok(Some(PathBuf::from(".")));
+        }
+        let here = std::env::current_dir()
+            .map_err(|error| Error::during(Kind::Internal, "the current folder is unknown", &error))?;
+        Ok(here.ancestors().find(|folder| folder.join(FLEET).is_file()).map(Path::to_owned))
+    }
+
+    /// Reads and verifies the policy.
+    ///
+    /// # Errors
+    /// It is missing, or not signed as it says it must be.
+    pub fn policy(&self) -> Result<PolicyFiles> {
+        let path = self.directory.join(POLICY);
+        let text = read_text(&path).map_err(|error| error.hint("`bulkhead init` writes a first one"))?;
+        let shown = path.display();
+        if text.len() > POLICY_MAX_BYTES {
+            return Err(Error::configuration(format!("{shown} is over 1 MiB")));
+        }
+        let signatures_path = self.directory.join(POLICY_SIGNATURES);
+        let signatures: Vec<String> = serde_json::from_str(&read_text(&signatures_path)?).map_err(|error| {
+            let shown = signatures_path.display();
+            Error::during(Kind::Configuration, format!("{shown} is not a JSON list of signatures"), &error)
+        })?;
+        let bytes = text.into_bytes();
+        let verified = bulkhead_trust::pin_first_policy(&bytes, &signatures, &self.fleet.fleet).map_err(|refusal| {
+            let mut error = Error::configuration(format!("{shown}: {}", refusal.message));
+            error.hints.extend(refusal.hint);
+            error
+        })?;
+        let policy = verified.into_value();
+        Ok(PolicyFiles { bytes, signatures, policy })
+    }
+
+    /// The nodes of an environment, by name.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn nodes_in(&self, environment: &EnvironmentName) -> Result<Vec<(NodeName, FleetNode)>> {
+        let nodes: Vec<_> = self
+            .fleet
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.environment == *environment)
+            .map(|(name, node)| (name.clone(), node.clone()))
+            .collect();
+        if nodes.is_empty() {
+            let path = self.directory.join(FLEET);
+            let message = format!("{} has no node in environment `{environment}`", path.display());
+            let environments = self.environments();
+            let known: Vec<&str> = environments.iter().map(EnvironmentName::as_str).collect();
+            let error = suggest(Error::configuration(message), environment.as_str(), &known);
+            return Err(if known.is_empty() { error.hint("`bulkhead local up` makes local nodes") } else { error });
+        }
+        Ok(nodes)
+    }
+
+    /// The nodes of an environment, or all.
+    ///
+    /// # Errors
+    /// The environment has none.
+    pub fn nodes(&self, environment: Option<&EnvironmentName>) -> Result<Vec<(NodeName, FleetNode)>> {
+        match environment {
+            Some(environment) => self.nodes_in(environment),
+            None => Ok(self.fleet.nodes.iter().map(|(name, node)| (name.clone(), node.clone())).collect()),
+        }
+    }
+
+    /// The environments that have nodes.
+    #[must_use]
+    pub fn environments(&self) -> Vec<EnvironmentName> {
+        let set: std::collections::BTreeSet<_> =
+            self.fleet.nodes.values().map(|node| node.environment.clone()).collect();
+        set.into_iter().collect()
+    }
+
+    /// The environment meant where none was named: the only one there is.
+    ///
+    /// # Errors
+    /// There are several.
+    pub fn environment_or_only(&self, named: Option<&EnvironmentName>) -> Result<EnvironmentName> {
+        if let Some(named) = named {
+            return Ok(named.clone());
+        }
+        let all = self.environments();
+        match all.as_slice() {
+            [only] => Ok(only.clone()),
+            [] => Err(Error::configuration(format!("{} has no nodes", self.directory.join(FLEET).display()))
+                .hint("`bulkhead local up` makes local nodes")),
+            several => {
+                let names: Vec<&str> = several.iter().map(EnvironmentName::as_str).collect();
+                Err(Error::usage("the fleet has several environments: name one with `-e ENV`")
+                    .hint(format!("there are {}", names.join(", "))))
+            }
+        }
+    }
+}
+
+/// The app meant where none was named: the one whose manifest is here.
+///
+/// # Errors
+/// There is no manifest, or it is wrong.
+pub fn app_or_local(named: Option<&AppName>, places: &Places) -> Result<AppName> {
+    match named {
+        Some(named) => Ok(named.clone()),
+        None => App::load(places)
+            .map(|app| app.manifest.app)
+            .map_err(|error| error.hint("or name the app on the command line")),
+    }
+}
+
+/// Adds the nearest known word to an error, or all of them.
+fn suggest(error: Error, word: &str, known: &[&str]) -> Error {
+    match nearest(word, known.iter().copied()) {
+        Some(near) => error.hint(format!("did you mean `{near}`?")),
+        None if known.is_empty() => error,
+        None => error.hint(format!("there are {}", known.join(", "))),
+    }
+}
+
+/// The contents of a file, or nothing where there is none.
+///
+/// # Errors
+/// It is there and cannot be read.
+pub fn read_if_present(path: &Path) -> Result<Option<String>> {
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        _ => read_text(path).map(Some),
+    }
+}
