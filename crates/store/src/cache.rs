@@ -21,9 +21,12 @@
 //! - What is read is checked against its digest: a damaged file makes objects absent, never wrong.
 //! - Losing the whole cache costs bytes on the wire, nothing else. So nothing here is synced to disk.
 
+#![expect(clippy::cast_possible_truncation, reason = "offsets within a record, which is at most 4 MiB")]
+
 use crate::pack::{BLOCK_MAX_BYTES, Contents, Header, RecordKind, read_header, read_magic, unpack};
 use bulkhead_core::{FileDigest, verity, verity::VerityHasher};
 use std::{
+    collections::VecDeque,
     fs::{self, File},
     io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
@@ -39,13 +42,17 @@ const PART_MAX_AGE: Duration = Duration::from_secs(3 * 24 * 3600);
 /// Packs are few and large at first, small and many later; beyond this the oldest go, so that opening stays quick.
 const PACKS_MAX: usize = 512;
 
+/// The records that a window of a large base touches, at most 16 MiB.
+const UNPACKED_MAX: usize = 4;
+
 /// The cache, as it was when it was opened.
 #[derive(Debug)]
 pub struct Cache {
     directory: PathBuf,
     /// Newest first.
     packs: Vec<Pack>,
-    last: Mutex<Option<Unpacked>>,
+    /// Newest last.
+    unpacked: Mutex<VecDeque<Unpacked>>,
 }
 
 #[derive(Debug)]
@@ -56,7 +63,8 @@ struct Pack {
     index: Vec<u8>,
 }
 
-/// The record that was unpacked last: files of one directory are often in one record, and asked for together.
+/// A record that was unpacked lately: files of one directory are often in one record and asked for together, and the
+/// windows of a large base overlap.
 #[derive(Debug, Clone)]
 struct Unpacked {
     pack: PathBuf,
@@ -124,7 +132,7 @@ impl Cache {
             }
         }
         packs.sort_by(|a, b| b.path.cmp(&a.path));
-        Ok(Self { directory: directory.into(), packs, last: Mutex::new(None) })
+        Ok(Self { directory: directory.into(), packs, unpacked: Mutex::default() })
     }
 
     /// Whether an object is here, as far as the index knows.
@@ -180,12 +188,15 @@ impl Cache {
     }
 
     fn record(&self, pack: &Pack, offset: u64) -> io::Result<Arc<Record>> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(last) = last.as_ref().filter(|last| last.pack == pack.path && last.offset == offset) {
-            return Ok(Arc::clone(&last.record));
+        let mut unpacked = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = unpacked.iter().find(|found| found.pack == pack.path && found.offset == offset) {
+            return Ok(Arc::clone(&found.record));
         }
         let record = Arc::new(pack.record(offset)?);
-        *last = Some(Unpacked { pack: pack.path.clone(), offset, record: Arc::clone(&record) });
+        if unpacked.len() == UNPACKED_MAX {
+            unpacked.pop_front();
+        }
+        unpacked.push_back(Unpacked { pack: pack.path.clone(), offset, record: Arc::clone(&record) });
         Ok(record)
     }
 

@@ -177,7 +177,9 @@ pub fn mount(store: &Store, id: ImageId, target: &Path) -> Result<(), MountError
     // The image is decoded only where something has to be derived from it.
     let image = || store.image(id).and_then(|image| image.ok_or(StoreError::NoImage { id })).map_err(in_store);
     if !metadata.try_exists().map_err(failed("look at", &metadata))? {
-        let erofs = mkfs(file_system(&image()?, id)?, id)?;
+        // The image is let go before the tree is written: a node has little memory.
+        let tree = file_system(&image()?, id)?;
+        let erofs = mkfs(tree, id)?;
         store.write_durably("metadata", &name(id), &erofs).map_err(in_store)?;
     }
     let has_verity = has_verity(store);

@@ -138,7 +138,6 @@ impl Steps {
     }
 
     #[cfg(not(test))]
-    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "its form in tests needs both")]
     fn next(&self, _: &'static str) -> Result<(), StoreError> {
         Ok(())
     }
@@ -146,6 +145,10 @@ impl Steps {
 
 /// Who runs in an image reads objects through its mount, by the modes that the image's metadata gives.
 pub(crate) const OBJECT_PERMISSIONS: u32 = 0o644;
+/// From this many objects on it pays to look for them with several threads.
+const LOOK_TOGETHER_MIN: usize = 2000;
+/// Nodes are small.
+const LOOKING_THREADS: usize = 2;
 const DIRECTORIES: [&str; 7] = ["objects", "documents", "metadata", "trees", "quarantine", "tmp", "unsynced"];
 
 /// Where an object is, below `objects`.
@@ -157,7 +160,7 @@ pub(crate) fn object_name(digest: &FileDigest) -> String {
 }
 
 fn boot_id() -> String {
-    // Where there is none (not Linux), every marker counts as left by another boot, which is safe.
+    // Where /proc is not to be had, every marker counts as left by another boot, which is safe.
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or_else(|_| String::new(), |id| id.trim().to_owned())
 }
 
@@ -241,7 +244,7 @@ impl Store {
     }
 
     /// Keeps garbage collection off while something is derived from what is here.
-    #[cfg(all(target_os = "linux", feature = "mount"))]
+    #[cfg(feature = "mount")]
     pub(crate) fn hold(&self) -> Result<File, StoreError> {
         self.lock("lock", FlockOperation::LockShared)
     }
@@ -260,7 +263,24 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn missing(&self, objects: &[(FileDigest, u64)]) -> Result<Vec<bool>, StoreError> {
-        objects.iter().map(|(digest, size_bytes)| Ok(self.stat(digest)? != Some(*size_bytes))).collect()
+        let look = |objects: &[(FileDigest, u64)]| -> Result<Vec<bool>, StoreError> {
+            objects.iter().map(|(digest, size_bytes)| Ok(self.stat(digest)? != Some(*size_bytes))).collect()
+        };
+        if objects.len() < LOOK_TOGETHER_MIN {
+            return look(objects);
+        }
+        std::thread::scope(|scope| {
+            let shares = objects.chunks(objects.len().div_ceil(LOOKING_THREADS));
+            let threads: Vec<_> = shares.map(|share| scope.spawn(move || look(share))).collect();
+            let mut missing = Vec::with_capacity(objects.len());
+            for thread in threads {
+                match thread.join() {
+                    Ok(found) => missing.extend(found?),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            Ok(missing)
+        })
     }
 
     fn document_path(&self, id: ImageId) -> PathBuf {
@@ -338,7 +358,7 @@ impl Store {
     }
 
     /// The first object there is.
-    #[cfg(all(target_os = "linux", feature = "mount"))]
+    #[cfg(feature = "mount")]
     pub(crate) fn any_object(&self) -> Result<Option<FileDigest>, StoreError> {
         let mut any = None;
         self.each_object(|digest| {

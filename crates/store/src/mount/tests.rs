@@ -1,3 +1,5 @@
+#![expect(clippy::print_stderr, reason = "a test that cannot run says so")]
+
 use super::*;
 use crate::{
     pack::{self, Item, Nothing, Options},
@@ -73,7 +75,6 @@ fn every_tier_shows_the_image() {
     );
     let image = store.image(id).unwrap().unwrap();
     let facilities = detect(&store).unwrap();
-    eprintln!("here: {facilities:?}");
     let metadata = store.root().join("metadata").join(name(id));
     let target = Mounted(directory.path().join("target"));
     let at = |path: &str| target.0.join(path);

@@ -172,8 +172,7 @@ pub(crate) fn read_header(input: &mut dyn Read) -> Result<Result<Header, u64>, H
         b'e' => return Ok(Err(u64::from_le_bytes(input.array()?))),
         _ => return malformed("a record of unknown kind"),
     };
-    // At most BLOCK_MAX_BYTES in both cases.
-    let raw_bytes = raw_bytes as usize;
+    let Ok(raw_bytes) = usize::try_from(raw_bytes) else { return malformed("a record of more than memory") };
     let base_count = usize::from(base_count);
     if base_count > RECORD_FILES_MAX {
         return malformed("a record of too many bases");

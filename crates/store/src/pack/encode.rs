@@ -1,5 +1,10 @@
 //! Writing a pack: one thread reads, several compress, the caller's writes in order.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "lengths and counts of a record are bounded by the constants of the module above, far below their integers"
+)]
+
 use super::{
     BLOCK_MAX_BYTES, Contents, MAGIC, PREFIX_MAX_BYTES, PackError, RECORD_FILES_MAX, document::compress_with_prefix,
 };
@@ -432,7 +437,6 @@ fn frame(block: &Block, bases: &[BaseRange], packed: Option<&[u8]>) -> Vec<u8> {
     };
     let bases = if codec == b's' { &[] } else { bases };
     let mut out = Vec::with_capacity(body.len() + 64 + bases.len() * super::decode::BASE_BYTES);
-    // Counts and lengths are bounded by the constants of the module above, far below their integers' ranges.
     match &block.subject {
         Subject::Group(files) => {
             out.push(b'g');

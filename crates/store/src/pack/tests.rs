@@ -44,7 +44,7 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
-            (state >> 32) as u8
+            state.to_be_bytes()[3]
         })
         .collect()
 }
@@ -139,10 +139,10 @@ fn a_small_change_to_a_small_file_costs_little() {
 #[test]
 fn a_base_that_is_of_no_use_is_not_used() {
     let (file, other) = (text(1, 50_000), noise(2, 50_000));
-    assert_eq!(check(&[file.clone()], &[Some(&other)], 1).1.deltas, 0);
+    assert_eq!(check(std::slice::from_ref(&file), &[Some(&other)], 1).1.deltas, 0);
     let empty = Vec::new();
-    assert_eq!(check(&[file.clone()], &[Some(&empty)], 1).1.deltas, 0);
-    assert_eq!(check(&[file.clone()], &[Some(&file)], 1).1.deltas, 0);
+    assert_eq!(check(std::slice::from_ref(&file), &[Some(&empty)], 1).1.deltas, 0);
+    assert_eq!(check(std::slice::from_ref(&file), &[Some(&file)], 1).1.deltas, 0);
     // The sender has not got the base, or has it damaged.
     let base = [file.as_slice(), b"x"].concat();
     for held in [Memory::new(), Memory::from([(verity::digest(&base), file.clone())])] {

@@ -104,11 +104,7 @@ impl Store {
     /// Makes everything durable that was written to the store's file system.
     pub(super) fn sync_all(&self) -> Result<(), StoreError> {
         self.steps.next("sync the file system")?;
-        #[cfg(target_os = "linux")]
-        rustix::fs::syncfs(&self.objects).map_err(|errno| self.error("sync", &self.root, errno.into()))?;
-        #[cfg(not(target_os = "linux"))]
-        rustix::fs::sync();
-        Ok(())
+        rustix::fs::syncfs(&self.objects).map_err(|errno| self.error("sync", &self.root, errno.into()))
     }
 }
 
@@ -266,9 +262,10 @@ impl Push<'_> {
             return Err(damaged());
         }
         let image = Image::decode(document).map_err(|_| damaged())?;
-        let objects: HashMap<FileDigest, u64> =
-            image.files().map(|(_, size_bytes, digest)| (digest, size_bytes)).collect();
-        let objects: Vec<_> = objects.into_iter().collect();
+        let mut objects: Vec<_> = image.files().map(|(_, size_bytes, digest)| (digest, size_bytes)).collect();
+        drop(image);
+        objects.sort_unstable();
+        objects.dedup();
         let count = self.store.missing(&objects)?.into_iter().filter(|missing| *missing).count() as u64;
         if count > 0 {
             return Err(StoreError::ObjectsMissing { id, count });
@@ -314,7 +311,6 @@ impl Taker<'_> {
         store.steps.next("create an object")?;
         let error =
             |errno: Errno| store.error_of("create", &store.object_path(&digest), errno.into(), self.needed_bytes);
-        #[cfg(target_os = "linux")]
         match rustix::fs::openat(&store.objects, ".", OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, OBJECT_MODE) {
             Ok(file) => return self.with_mode(Whole { digest, size_bytes, file: file.into(), name: None }),
             // Not every file system knows files without a name.
@@ -397,19 +393,18 @@ impl Sink for Taker<'_> {
 /// Whether the file system has fs-verity, as far as was tried.
 #[derive(Debug, Default)]
 pub(super) struct VeritySupport {
-    #[cfg(all(target_os = "linux", feature = "mount"))]
+    #[cfg(feature = "mount")]
     is_absent: std::sync::atomic::AtomicBool,
 }
 
 impl VeritySupport {
-    #[cfg(not(all(target_os = "linux", feature = "mount")))]
-    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "its form on nodes needs both")]
+    #[cfg(not(feature = "mount"))]
     fn enable(&self, file: File) -> io::Result<File> {
         Ok(file)
     }
 
     /// Enables fs-verity, for which nobody may have the file open for writing; gives it back open for reading.
-    #[cfg(all(target_os = "linux", feature = "mount"))]
+    #[cfg(feature = "mount")]
     fn enable(&self, file: File) -> io::Result<File> {
         use composefs::fsverity::{EnableVerityError, Sha256HashValue, enable_verity_with_retry};
         use std::{os::fd::AsRawFd, sync::atomic::Ordering};
