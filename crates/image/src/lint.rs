@@ -277,11 +277,12 @@ impl Lint<'_> {
         if is_program_directory(path) {
             self.tool(path, name);
         }
-        if self.tree.resolve(path, &mut Vec::new()).is_some() {
+        let climbs = climbs_out(path, target);
+        if !climbs && self.tree.resolve(path, &mut Vec::new()).is_some() {
             return;
         }
         let shown_target = String::from_utf8_lossy(target).into_owned();
-        if climbs_out(path, target) || (node.origin == Origin::App && self.leaves_the_app(path, target)) {
+        if climbs || (node.origin == Origin::App && self.leaves_the_app(path, target)) {
             self.refuse(
                 Rule::EscapingLink,
                 path,

@@ -211,7 +211,7 @@ fn same_inputs_same_id() {
     assert_eq!(first, id(1_700_000_000, 0o666));
     // Of exactly these inputs, on any host and day. A change of it means that everyone's images change.
     #[cfg(unix)]
-    insta::assert_snapshot!(first, @"");
+    insta::assert_snapshot!(first, @"9afed2d7e238b74bad3625fddbd6ecca1c6d00f8c24a695d97ab5594e3767000");
 }
 
 #[test]
@@ -368,7 +368,6 @@ fn programs_that_are_not_there() {
     check("source = \"dist\"", "/app/run", "run", "", "[image] source: ");
     check("suite = \"stable\"", "/app/run", "run", "", "choose bookworm, trixie");
     check("allow = [\"/a[\"]", "/app/run", "run", "", "[image] allow: `/a[`");
-    check("exclude = [\"a[\"]", "/app/run", "run", "", "");
 }
 
 /// A Debian archive on a loopback port.
@@ -593,4 +592,138 @@ fn versions_of_symbols_are_checked() {
     );
     let failure = bed.failure();
     assert!(failure.contains("/app/a.node needs GLIBC_9.99 of libc.so.6"), "{failure}");
+}
+
+/// What follows downloads from Debian's ordinary mirror.
+const HOST: &str = "http://deb.debian.org/debian/dists/trixie/InRelease";
+
+fn debian_can_be_reached() -> bool {
+    let config = ureq::Agent::config_builder().timeout_global(Some(std::time::Duration::from_secs(20))).build();
+    let answer = ureq::Agent::from(config).get(HOST).call();
+    if let Err(error) = &answer {
+        let mut out = std::io::stderr().lock();
+        writeln!(out, "skipped: Debian's mirror cannot be reached ({error})").unwrap();
+    }
+    answer.is_ok()
+}
+
+fn debian(image: &str, command: &str) -> Bed {
+    let mut bed = Bed::new(image, command);
+    bed.keyring = Keyring::debian().unwrap();
+    bed
+}
+
+/// Lays an image out as a folder, as a node would show it.
+#[cfg(target_os = "linux")]
+fn lay_out(built: &Built) -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt as _;
+    let root = tempfile::tempdir().unwrap();
+    for entry in built.image.entries() {
+        let path = root.path().join(std::str::from_utf8(&entry.path).unwrap());
+        match &entry.node {
+            image::Node::Directory { .. } => fs::create_dir(&path).unwrap(),
+            image::Node::Symlink { target } => {
+                std::os::unix::fs::symlink(std::str::from_utf8(target).unwrap(), &path).unwrap();
+            }
+            image::Node::File { mode, digest, .. } => {
+                let mut reader = built.sources.open(digest).unwrap().unwrap();
+                io::copy(&mut reader, &mut fs::File::create(&path).unwrap()).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(u32::from(*mode))).unwrap();
+            }
+        }
+    }
+    root
+}
+
+#[cfg(target_os = "linux")]
+fn run_in(root: &Path, command: &[&str]) -> Option<std::process::Output> {
+    let chroot = ["/usr/sbin/chroot", "/usr/bin/chroot"].into_iter().find(|path| Path::new(path).exists())?;
+    let output = std::process::Command::new(chroot).arg(root).args(command).env_clear().output().ok()?;
+    if String::from_utf8_lossy(&output.stderr).contains("cannot change root directory") {
+        return None;
+    }
+    Some(output)
+}
+
+#[test]
+fn debians_node_runs_from_what_is_kept() {
+    if !debian_can_be_reached() {
+        return;
+    }
+    for suite in ["trixie", "bookworm"] {
+        let image = format!("suite = \"{suite}\"\npackages = [\"nodejs\", \"ca-certificates\"]");
+        let bed = debian(&image, "node");
+        bed.write("server.js", SERVER).write("module.mjs", MODULE).write("common.cjs", "exports.named = 1;");
+        let built = bed.build().unwrap_or_else(|error| panic!("{suite}: {}", chain(&error)));
+        let all = paths(&built);
+        assert!(all.iter().all(|path| !path.ends_with("/sh") && !path.contains("corepack")), "{all:?}");
+        assert!(all.contains(&"etc/ssl/certs/ca-certificates.crt".to_owned()));
+        // Offline and from the lock file: the same.
+        let mut again = bed;
+        again.mirror = Some("http://127.0.0.1:9/debian".into());
+        assert_eq!(again.build_locked(true).unwrap().id, built.id);
+        #[cfg(target_os = "linux")]
+        {
+            let root = lay_out(&built);
+            for (command, expected) in [
+                (["/usr/bin/node", "/app/server.js"].as_slice(), "200 hello"),
+                (&["/usr/bin/node", "/app/module.mjs"], "1 42"),
+            ] {
+                let Some(output) = run_in(root.path(), command) else {
+                    let mut out = std::io::stderr().lock();
+                    writeln!(out, "skipped: running the image needs root and chroot").unwrap();
+                    return;
+                };
+                let text = String::from_utf8_lossy(&output.stdout).into_owned();
+                let error = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert_eq!((text.trim(), output.status.success()), (expected, true), "{suite} {command:?}: {error}");
+            }
+        }
+    }
+}
+
+/// Serves, asks itself by name with `fetch`, and looks at what Debian's build loads from files.
+const SERVER: &str = r#"
+const http = require('http'), crypto = require('crypto'), zlib = require('zlib');
+crypto.createHash('sha256').update('x').digest('hex');
+zlib.brotliCompressSync('x');
+new Intl.DateTimeFormat('de', { timeZone: 'Europe/Berlin' }).format(0);
+const server = http.createServer((request, response) => response.end('hello'));
+server.listen(0, '127.0.0.1', async () => {
+  const answer = await fetch(`http://localhost:${server.address().port}/`).catch((error) => ({ status: String(error.cause), text: () => '' }));
+  console.log(answer.status, await answer.text());
+  server.close();
+});
+"#;
+
+/// Imports a CommonJS module by name: that takes cjs-module-lexer.
+const MODULE: &str =
+    "import { named } from './common.cjs';\nconst value = await Promise.resolve(42);\nconsole.log(named, value);\n";
+
+#[test]
+fn python_needs_its_library_named() {
+    if !debian_can_be_reached() {
+        return;
+    }
+    let bare = debian("packages = [\"python3-minimal\"]", "python3").build().unwrap();
+    assert!(bare.report.warnings.iter().any(|finding| finding.rule == Rule::RuntimeData), "{:?}", bare.report.warnings);
+    let image = "packages = [\"python3\", \"tzdata\"]\nkeep = [\"/usr/lib/python3.13\"]";
+    let bed = debian(image, "python3");
+    bed.write("a.py", "import json, sqlite3, ssl, hashlib, zoneinfo; print(zoneinfo.ZoneInfo('Europe/Berlin'))");
+    let built = bed.build().unwrap_or_else(|error| panic!("{}", chain(&error)));
+    #[cfg(target_os = "linux")]
+    if let Some(output) = run_in(lay_out(&built).path(), &["/usr/bin/python3", "/app/a.py"]) {
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "Europe/Berlin", "{error}");
+    }
+    let _ = built;
+}
+
+#[test]
+fn a_package_that_debian_does_not_have() {
+    if !debian_can_be_reached() {
+        return;
+    }
+    let failure = debian("packages = [\"nodesj\"]", "node").failure();
+    assert!(failure.contains("`nodesj` in Debian trixie: did you mean `nodejs`"), "{failure}");
 }

@@ -104,17 +104,19 @@ impl Keyring {
 
     fn signers(key: &SignedPublicKey) -> Vec<Signer<'_>> {
         let created = u64::from(key.primary_key.created_at().as_secs());
-        // Other people certify Debian's keys too; only what the key says of itself counts.
-        let of_users = key.details.users.iter().flat_map(|user| {
+        // Other people certify Debian's keys too; only what the key says of itself counts: by its
+        // user ids and directly. Either may hold the expiry, and the earlier one holds.
+        let primary = &key.primary_key;
+        let mut selves: Vec<Vec<&Signature>> = Vec::new();
+        for user in &key.details.users {
             let own = |signature: &&Signature| {
-                signature.is_certification()
-                    && signature.verify_certification(&key.primary_key, Tag::UserId, &user.id).is_ok()
+                signature.is_certification() && signature.verify_certification(primary, Tag::UserId, &user.id).is_ok()
             };
-            user.signatures.iter().filter(own)
-        });
-        let direct = key.details.direct_signatures.iter().filter(|s| s.verify_key(&key.primary_key).is_ok());
-        let selves: Vec<&Signature> = of_users.chain(direct).collect();
-        let expires = expiry(created, selves.iter().copied());
+            selves.push(user.signatures.iter().filter(own).collect());
+        }
+        selves.push(key.details.direct_signatures.iter().filter(|s| s.verify_key(primary).is_ok()).collect());
+        selves.retain(|own| !own.is_empty());
+        let expires = selves.iter().filter_map(|own| expiry(created, own.iter().copied())).min();
         let usable = !selves.is_empty() && key.details.revocation_signatures.is_empty();
         let mut signers = vec![Signer { key: &key.primary_key, expires, usable }];
         for sub in &key.public_subkeys {
