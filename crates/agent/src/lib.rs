@@ -1,2 +1,28 @@
-//! `bulkhead-agent`: what runs on a node. Gate and keeper; nothing of it stays resident.
+//! `bulkhead-agent`: what runs on a node. Gate and keeper; nothing of it stays
+//! resident. See ARCHITECTURE.md, "On a node".
+//!
+//! | module | is |
+//! |---|---|
+//! | [`gate`] | the login shell: passes frames, believes nothing |
+//! | [`keeper`] | one request, with root's rights |
+//! | [`boot`] | from the last accepted orders to running services |
+//! | [`install`] | from a stock system to a node |
+//! | [`state`] | what a node keeps: orders, releases, what is live |
+//! | [`audit`] | the hash chain of all that was accepted or refused |
+//! | [`units`] | from a specification to the text of units. Pure |
+//! | [`health`], [`http`], [`sockets`] | whether a service is well, seen from outside |
+//! | [`systemd`], [`durable`], [`peer`] | the ways to systemd, the disk, the client |
+
+pub mod audit;
+pub mod boot;
+pub mod durable;
+pub mod gate;
+pub mod health;
+pub mod http;
 pub mod install;
+pub mod keeper;
+pub mod peer;
+pub mod sockets;
+pub mod state;
+pub mod systemd;
+pub mod units;

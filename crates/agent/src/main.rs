@@ -1,21 +1,76 @@
-//! `bulkhead-agent`: one binary, several names and subcommands.
+//! `bulkhead-agent`: one binary, several names and subcommands. As
+//! `bulkhead-gate` it is the login shell of the account that clients connect as.
 
+use bulkhead_agent::{boot, gate, install, keeper, state::Paths};
+use bulkhead_core::ImageId;
+use bulkhead_store::{Store, mount};
 use std::{
     io::{self, Write as _},
+    path::Path,
     process::ExitCode,
 };
 
+const USAGE: &str = "usage: bulkhead-agent gate | keeper | boot | mount IMAGE | unmount IMAGE
+       bulkhead-agent install [--root DIR] [--verify]
+       bulkhead-agent --version";
+
+/// What to say on standard output, or on standard error and fail.
+type Outcome = Result<String, String>;
+
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let result = match arguments.split_first() {
-        Some((command, rest)) if command == "install" => bulkhead_agent::install::command(rest),
-        _ => Err("usage: bulkhead-agent install [--root DIR] [--verify]".to_owned()),
-    };
-    let (text, code) = match result {
+    let mut arguments = std::env::args();
+    let name = arguments.next().unwrap_or_default();
+    let arguments: Vec<String> = arguments.collect();
+    // A login shell's name may begin with a hyphen.
+    let is_gate = name.rsplit('/').next().is_some_and(|name| name.trim_start_matches('-') == "bulkhead-gate");
+    let outcome = if is_gate { as_login_shell(&arguments) } else { command(&arguments) };
+    let (text, code) = match outcome {
+        Ok(text) if text.is_empty() => return ExitCode::SUCCESS,
         Ok(text) => (text, ExitCode::SUCCESS),
-        Err(text) => (format!("bulkhead-agent: {text}"), ExitCode::FAILURE),
+        Err(text) => (text, ExitCode::FAILURE),
     };
     let written =
         if code == ExitCode::SUCCESS { writeln!(io::stdout(), "{text}") } else { writeln!(io::stderr(), "{text}") };
     if written.is_err() { ExitCode::FAILURE } else { code }
+}
+
+fn as_login_shell(arguments: &[String]) -> Outcome {
+    gate::check_command(arguments)?;
+    gate::run(&Paths::new(Path::new("/"))).map(|()| String::new())
+}
+
+fn command(arguments: &[String]) -> Outcome {
+    let paths = Paths::new(Path::new("/"));
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match words[..] {
+        ["gate"] => return gate::run(&paths).map(|()| String::new()),
+        ["keeper"] => keeper::run(&paths).map(|()| String::new()).map_err(|error| error.to_string()),
+        ["boot"] => match boot::run(&paths) {
+            Ok(true) => Ok(String::new()),
+            Ok(false) => Err("not every app could be brought back; see above".into()),
+            Err(error) => Err(error),
+        },
+        ["mount", image] => mount_image(&paths, image),
+        ["unmount", image] => unmount_image(&paths, image),
+        ["install", ..] => install::command(&arguments[1..]),
+        ["--version" | "-V"] => Ok(format!("bulkhead-agent {}", env!("CARGO_PKG_VERSION"))),
+        _ => return Err(USAGE.into()),
+    };
+    result.map_err(|error| format!("bulkhead-agent: {error}"))
+}
+
+fn parse_image(text: &str) -> Result<ImageId, String> {
+    text.parse().map_err(|error: bulkhead_core::digest::ParseIdError| error.to_string())
+}
+
+fn mount_image(paths: &Paths, image: &str) -> Outcome {
+    let image = parse_image(image)?;
+    let store = Store::open(&paths.store()).map_err(|error| keeper::chain(&error))?;
+    mount::mount(&store, image, &paths.image(image)).map_err(|error| keeper::chain(&error))?;
+    Ok(String::new())
+}
+
+fn unmount_image(paths: &Paths, image: &str) -> Outcome {
+    mount::unmount(&paths.image(parse_image(image)?)).map_err(|error| keeper::chain(&error))?;
+    Ok(String::new())
 }

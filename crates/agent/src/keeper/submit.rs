@@ -1,0 +1,449 @@
+//! An order on its way in. The sequence, and what a cut at each point leaves:
+//!
+//! 1. The order's bytes are read and its signatures checked over them. Only
+//!    then is its JSON read, the app's lock taken, and everything else checked.
+//! 2. What the release needs is received: the image's document, whose sha256
+//!    must be the id that the order names, and objects that it names. A cut
+//!    here accepts nothing; objects that were whole stay and are not sent again.
+//! 3. Objects and document are made durable.
+//! 4. The order is accepted: its release and its counter are durable. From here
+//!    on no client's absence matters; a crash leaves the release recorded as
+//!    under way and the release before running.
+//! 5. It is carried out ([`super::carry`]).
+//!
+//! So a counter is never used up by an order whose image did not arrive, and an
+//! order whose counter is used up has all it needs on disk.
+
+use super::{OrFail, carry, chain, failure, now, open_store};
+use crate::{
+    audit::{self, Entry, What},
+    peer::Peer,
+    state::{self, App, Head, Holder, Lock, Paths, Record},
+    units,
+};
+use bulkhead_core::{
+    FileDigest, ImageId, OrderId,
+    image::{DOCUMENT_MAX_BYTES, Image, Node},
+    node::NodeIdentity,
+    order::{Action, ORDER_MAX_BYTES, Order, Run},
+    policy::{Policy, Role, key_blob},
+};
+use bulkhead_store::{Store, pack, store::Push};
+use bulkhead_trust::{Context, Refusal, Rule, Standing, Verified, authorize_order};
+use bulkhead_wire::{
+    Done, Event, Failure, FailureKind, ImageOffer, Outcome, Position, StepKind, Submit, distinct_objects, missing_bits,
+};
+use rustix::fs::{Mode, OFlags};
+use std::{
+    collections::HashMap,
+    fs::File,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Between two tries for a lock: short beside a deploy, long beside a system call.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// Longer than any order takes; a client may wish to wait for less.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(3600);
+/// zstd's output is never longer than its input by more than this part of it.
+const COMPRESSED_DOCUMENT_MAX_BYTES: usize = DOCUMENT_MAX_BYTES + DOCUMENT_MAX_BYTES / 128;
+/// Directories that systemd mounts over, which a read-only image must have.
+const MOUNT_POINTS: [&str; 7] = ["proc", "sys", "dev", "run", "tmp", "var", "var/tmp"];
+
+/// Takes an order and carries it out.
+///
+/// # Errors
+/// What to tell the client.
+pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>) -> Result<Done, Box<Failure>> {
+    let bytes = peer.read_stream("order", ORDER_MAX_BYTES).or_fail()?;
+    let identity = state::identity(paths).or_fail()?;
+    let policy = state::policy(paths).or_fail()?;
+    let id = OrderId::of(&bytes);
+    let courier = key.map(|key| courier(&policy, key));
+    let (verified, taken) = match authorize(paths, peer, submit, &bytes, &identity, &policy)? {
+        Ok(accepted) => accepted,
+        Err((refusal, position)) => {
+            let entry = Entry {
+                courier,
+                rule: Some(refusal.rule.to_string()),
+                message: Some(refusal.message.clone()),
+                ..Entry::new(What::Refused, now(), id)
+            };
+            audit::append(&paths.audit(), entry).or_fail()?;
+            return Err(refused(refusal, position));
+        }
+    };
+    let order = verified.value();
+    let number = order.targets[&identity.node].counter;
+    let app = &taken.app;
+    carry::recover(paths, app, Some(id)).or_fail()?;
+    if taken.is_repeat
+        && let Some(done) = repeated(app, number, id)?
+    {
+        return Ok(done);
+    }
+    peer.step(StepKind::Accepted, None).or_fail()?;
+    check_possible(app, &order.action)?;
+
+    let store = open_store(paths)?;
+    // Holds garbage collection off until the order that names the image is durable.
+    let push = store.push().or_fail()?;
+    if let Action::Run(run) = &order.action {
+        receive(paths, peer, &store, &push, run, submit.image.as_ref())?;
+        check_units(paths, order, run, number)?;
+    }
+    peer.step(StepKind::Received, None).or_fail()?;
+
+    let entry = |event| Entry {
+        app: Some(order.app.clone()),
+        counter: Some(number),
+        signers: verified.signers().to_vec(),
+        courier: courier.clone(),
+        ..Entry::new(event, now(), id)
+    };
+    // First the log, then the counter: an order that counts is always in the log.
+    audit::append(&paths.audit(), entry(What::Accepted)).or_fail()?;
+    if taken.is_repeat {
+        app.record_outcome(number, Outcome::Underway).or_fail()?;
+    } else {
+        let record =
+            Record { order: id, signers: verified.signers().to_vec(), accepted: now(), outcome: Outcome::Underway };
+        app.accept(number, &bytes, &submit.signatures, &record).or_fail()?;
+    }
+    peer.commit();
+    drop(push);
+    peer.step(StepKind::Durable, None).or_fail()?;
+
+    match carry::carry_out(paths, app, number, order, peer) {
+        Ok(()) => {
+            audit::append(&paths.audit(), entry(What::Done)).or_fail()?;
+            let release = app.live().or_fail()?;
+            Ok(Done { release, order: Some(id), already: false })
+        }
+        Err(failure) => {
+            app.record_outcome(number, Outcome::Failed { reason: failure.message.clone() }).or_fail()?;
+            let entry = Entry {
+                rule: Some(failure.rule.clone()),
+                message: Some(failure.message.clone()),
+                ..entry(What::Failed)
+            };
+            audit::append(&paths.audit(), entry).or_fail()?;
+            Err(failure)
+        }
+    }
+}
+
+/// What the lock gives: the app as it stands, and that it stays so.
+#[derive(Debug)]
+struct Taken {
+    app: App,
+    is_repeat: bool,
+    _lock: Lock,
+}
+
+type Authorized = Result<(Verified<Order>, Taken), (Refusal, Position)>;
+
+/// Checks the order. The lock is taken between its signatures and its counter.
+fn authorize(
+    paths: &Paths,
+    peer: &mut Peer,
+    submit: &Submit,
+    bytes: &[u8],
+    identity: &NodeIdentity,
+    policy: &Policy,
+) -> Result<Authorized, Box<Failure>> {
+    let context = Context {
+        fleet: &identity.fleet,
+        environment: &identity.environment,
+        node: &identity.node,
+        policy,
+        now: now(),
+        minimum_time: state::minimum_time(paths).or_fail()?,
+    };
+    let mut taken = None;
+    let mut failed = None;
+    let mut head = Head::default();
+    let result = authorize_order(bytes, &submit.signatures, &context, |name| {
+        let mut stand = || -> Result<Standing, Box<Failure>> {
+            let app = App::new(paths, name.clone());
+            let holder = Holder { holder: "a signed order".into(), since: context.now };
+            let lock = lock(peer, &app, &holder, Duration::from_millis(u64::from(submit.wait_ms)))?;
+            head = app.head().or_fail()?;
+            let is_repeat = head.order == Some(OrderId::of(bytes));
+            let standing = standing(&app, &head, is_repeat, identity)?;
+            taken = Some(Taken { app, is_repeat, _lock: lock });
+            Ok(standing)
+        };
+        stand().unwrap_or_else(|failure| {
+            failed = Some(failure);
+            Standing::default()
+        })
+    });
+    if let Some(failure) = failed {
+        return Err(failure);
+    }
+    Ok(match (result, taken) {
+        (Ok(verified), Some(taken)) => {
+            // Whoever waits from here on is told who signed.
+            let holder = Holder { holder: verified.signers().join(", "), since: context.now };
+            taken.app.name_holder(&holder).or_fail()?;
+            Ok((verified, taken))
+        }
+        (Ok(_), None) => return Err(failure(FailureKind::Node, "lock", "the order was verified without a lock")),
+        (Err(refusal), _) => {
+            let position = Position { counter: head.counter, previous: head.order, policy_version: policy.version };
+            Err((refusal, position))
+        }
+    })
+}
+
+/// Where the app stands; for the very order that was accepted last, where it stood before that.
+fn standing(app: &App, head: &Head, is_repeat: bool, identity: &NodeIdentity) -> Result<Standing, Box<Failure>> {
+    if !is_repeat {
+        return Ok(Standing { counter: head.counter, previous: head.order });
+    }
+    let stored = app.order(head.counter).or_fail()?;
+    let previous = stored.and_then(|order| order.targets.get(&identity.node)?.previous);
+    Ok(Standing { counter: head.counter.saturating_sub(1), previous })
+}
+
+fn lock(peer: &mut Peer, app: &App, holder: &Holder, wait: Duration) -> Result<Lock, Box<Failure>> {
+    let deadline = Instant::now() + wait.min(LOCK_WAIT_MAX);
+    let mut told = None;
+    loop {
+        let other = match app.try_lock(holder).or_fail()? {
+            Ok(lock) => return Ok(lock),
+            Err(other) => other,
+        };
+        if Instant::now() >= deadline {
+            let message = format!(
+                "an order for `{}` signed by {} is being carried out since {}",
+                app.name(),
+                other.holder,
+                other.since
+            );
+            let mut failure = failure(FailureKind::Locked, "locked", message);
+            failure.hint = Some("wait for it, or look at `bulkhead ps`".into());
+            return Err(failure);
+        }
+        if told.as_ref() != Some(&other) {
+            peer.send(&Event::Waiting { holder: other.holder.clone(), since: other.since }).or_fail()?;
+            told = Some(other);
+        }
+        if peer.hung_up() {
+            return Err(failure(FailureKind::Request, "gone", "the client left while it waited"));
+        }
+        thread::sleep(LOCK_PAUSE);
+    }
+}
+
+fn refused(refusal: Refusal, position: Position) -> Box<Failure> {
+    let is_about_position = matches!(refusal.rule, Rule::Counter | Rule::Previous);
+    Box::new(Failure {
+        kind: FailureKind::Refused,
+        rule: refusal.rule.to_string(),
+        message: refusal.message,
+        hint: refusal.hint,
+        log: vec![],
+        position: is_about_position.then_some(position),
+    })
+}
+
+/// The key's holder as the policy names it, or the beginning of the key.
+fn courier(policy: &Policy, key: &str) -> String {
+    let blob = key_blob(key);
+    let named = [Role::Courier, Role::Release]
+        .into_iter()
+        .flat_map(|role| policy.holders(role))
+        .find(|(_, known)| key_blob(known) == blob);
+    named.map_or_else(|| blob.chars().filter(char::is_ascii_graphic).take(100).collect(), |(name, _)| name.to_string())
+}
+
+/// What came of an order that comes a second time; `None` where it is to be carried out again.
+fn repeated(app: &App, number: u64, id: OrderId) -> Result<Option<Done>, Box<Failure>> {
+    match app.record(number).or_fail()?.map(|record| record.outcome) {
+        Some(Outcome::Done) => {
+            let release = app.live().or_fail()?;
+            Ok(Some(Done { release, order: Some(id), already: true }))
+        }
+        Some(Outcome::Failed { reason }) => {
+            let mut failure = failure(FailureKind::Unhealthy, "already-failed", reason);
+            failure.hint = Some("this very order failed before; sign a new one to try again".into());
+            Err(failure)
+        }
+        Some(Outcome::Underway | Outcome::Interrupted) | None => Ok(None),
+    }
+}
+
+/// Orders about the live release need one, and services that it has.
+fn check_possible(app: &App, action: &Action) -> Result<(), Box<Failure>> {
+    let services = match action {
+        Action::Run(_) | Action::Remove { .. } => return Ok(()),
+        Action::Stop { services } | Action::Start { services } | Action::Restart { services } => services,
+    };
+    let name = app.name();
+    let Some((number, run)) = app.live_run().or_fail()? else {
+        return Err(failure(FailureKind::Request, "no-release", format!("`{name}` has no release on this node")));
+    };
+    match services.iter().find(|service| run.services.iter().all(|spec| spec.name != **service)) {
+        Some(service) => {
+            let message = format!("release {number} of `{name}` has no service `{service}`");
+            Err(failure(FailureKind::Request, "no-service", message))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Units are written before anything is accepted, if only to throw them away:
+/// an order that has none must not use up a counter.
+fn check_units(paths: &Paths, order: &Order, run: &Run, number: u64) -> Result<(), Box<Failure>> {
+    let release = units::Release { app: &order.app, number, image: run.image, uid: 0, systemd: 0, paths };
+    for service in &run.services {
+        units::write(&release, service).map_err(|error| failure(FailureKind::Request, "unit", error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Receives what the release needs; when this returns it is all durable.
+fn receive(
+    paths: &Paths,
+    peer: &mut Peer,
+    store: &Store,
+    push: &Push<'_>,
+    run: &Run,
+    offer: Option<&ImageOffer>,
+) -> Result<(), Box<Failure>> {
+    let Some(offer) = offer else {
+        let image = store.image(run.image).or_fail()?.ok_or_else(|| no_image(run.image))?;
+        check_image(&image, run)?;
+        let objects = distinct_objects(&image);
+        let missing = store.missing(&objects).or_fail()?.into_iter().filter(|missing| *missing).count();
+        return if missing == 0 { Ok(()) } else { Err(no_image(run.image)) };
+    };
+    if offer.id != run.image {
+        let message = format!("the client brings image {}, the order names {}", offer.id.short(), run.image.short());
+        return Err(failure(FailureKind::Request, "image", message));
+    }
+    let document = document(peer, store, offer)?;
+    let image = Image::decode(&document).map_err(|error| failure(FailureKind::Request, "image", error.to_string()))?;
+    check_image(&image, run)?;
+    let objects = distinct_objects(&image);
+    drop(image);
+    let wanted: HashMap<FileDigest, u64> = objects.iter().copied().collect();
+    if let Some(name) = &offer.dropped {
+        ingest_dropped(paths, push, name, &wanted)?;
+    }
+    push.ingest(&mut peer.stream(), &wanted).or_fail()?;
+    let mut missing = store.missing(&objects).or_fail()?;
+    if missing.contains(&true) {
+        let count = missing.iter().filter(|missing| **missing).count() as u64;
+        peer.send(&Event::Missing { count, bits: missing_bits(&missing) }).or_fail()?;
+        push.ingest(&mut peer.stream(), &wanted).or_fail()?;
+        missing = store.missing(&objects).or_fail()?;
+    }
+    if let Some(index) = missing.iter().position(|missing| *missing) {
+        let count = missing.iter().filter(|missing| **missing).count();
+        let message =
+            format!("{count} objects of the image did not come, object {} among them", objects[index].0.short());
+        return Err(failure(FailureKind::Request, "missing", message));
+    }
+    push.sync().or_fail()?;
+    push.put_document(run.image, &document).or_fail()
+}
+
+fn no_image(image: ImageId) -> Box<Failure> {
+    let message = format!("image {} is not, or not wholly, on this node, and none was sent", image.short());
+    failure(FailureKind::Request, "no-image", message)
+}
+
+/// The image's document, checked to be the one that the order names.
+fn document(peer: &mut Peer, store: &Store, offer: &ImageOffer) -> Result<Vec<u8>, Box<Failure>> {
+    let length = usize::try_from(offer.document_bytes).unwrap_or(usize::MAX);
+    if length > DOCUMENT_MAX_BYTES {
+        return Err(failure(FailureKind::Request, "image", "an image's document is at most 64 MiB"));
+    }
+    let packed = peer.read_stream("image document", COMPRESSED_DOCUMENT_MAX_BYTES).or_fail()?;
+    let base = match offer.base {
+        None => None,
+        Some(id) => Some(store.document(id).or_fail()?.ok_or_else(|| {
+            let message = format!("the image {} that the document is a change of is not on this node", id.short());
+            failure(FailureKind::Request, "base", message)
+        })?),
+    };
+    let document = pack::decompress_document(&packed, base.as_deref(), length)
+        .map_err(|error| failure(FailureKind::Request, "image", chain(&error)))?;
+    if ImageId::of(&document) != offer.id {
+        let message = format!("the document that came is not that of image {}", offer.id.short());
+        return Err(failure(FailureKind::Request, "image", message));
+    }
+    Ok(document)
+}
+
+/// An image that systemd could not run: better said now than as a failed mount later.
+fn check_image(image: &Image, run: &Run) -> Result<(), Box<Failure>> {
+    let is_directory =
+        |path: &str| matches!(image.get(path.as_bytes()).map(|entry| &entry.node), Some(Node::Directory { .. }));
+    let refuse = |message: String| Err(failure(FailureKind::Request, "image", message));
+    if let Some(point) = MOUNT_POINTS.iter().find(|point| !is_directory(point)) {
+        return refuse(format!("the image has no directory `/{point}`, which every service needs"));
+    }
+    for service in &run.services {
+        if let Some(volume) = service.volumes.iter().find(|volume| !is_directory(&volume.path[1..])) {
+            return refuse(format!(
+                "the image has no directory `{}` to mount volume `{}` of service `{}` on",
+                volume.path, volume.name, service.name
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Takes in a pack that came through the drop box. The file belongs to whoever
+/// brought it and may change at any moment: it is opened once, read once while
+/// its objects are hashed, and never trusted before.
+fn ingest_dropped(
+    paths: &Paths,
+    push: &Push<'_>,
+    name: &str,
+    wanted: &HashMap<FileDigest, u64>,
+) -> Result<(), Box<Failure>> {
+    let refuse =
+        |what: String| failure(FailureKind::Request, "drop-box", format!("pack `{name}` in the drop box: {what}"));
+    let is_plain = (1..=255).contains(&name.len())
+        && !name.starts_with('.')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if !is_plain {
+        return Err(failure(
+            FailureKind::Request,
+            "drop-box",
+            "a pack's name in the drop box is letters, digits and . _ -",
+        ));
+    }
+    let directory = paths.state.join("drop/in");
+    let mut file = open_regular(&directory, name).map_err(|error| refuse(error.to_string()))?;
+    let ingested = push.ingest(&mut file, wanted);
+    // It has been read: what it held of this image is in the store, and a bad one is of no use.
+    let path = directory.join(name);
+    std::fs::remove_file(&path).map_err(|error| refuse(format!("cannot be removed: {error}")))?;
+    ingested.map(drop).or_fail()
+}
+
+fn open_regular(directory: &Path, name: &str) -> std::io::Result<File> {
+    // Without waiting: a FIFO that nobody writes to must not hold the keeper up.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(directory.join(name), flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("not a regular file"));
+    }
+    Ok(file)
+}
+
+/// Where an app stands, for a client that asks.
+///
+/// # Errors
+/// It cannot be read.
+pub fn position(app: &App, policy_version: u64) -> Result<Position, crate::durable::FileError> {
+    let head = app.head()?;
+    Ok(Position { counter: head.counter, previous: head.order, policy_version })
+}

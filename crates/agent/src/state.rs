@@ -1,0 +1,547 @@
+//! A node's durable state: who it is, its policy, and for each app where it
+//! stands. Everything is a small file written through [`crate::durable`].
+//!
+//! ```text
+//! apps/APP/lock                     flock; its text says who holds it, since when
+//! apps/APP/uid                      the app's user id; its proxies have the next one
+//! apps/APP/head.json                Head: the last accepted order and its counter
+//! apps/APP/releases/N/order.json    the order's exact bytes
+//! apps/APP/releases/N/signatures.json
+//! apps/APP/releases/N/record.json   Record: who signed, when accepted, how it ended
+//! apps/APP/live                     the number of the release that is live
+//! apps/APP/desired.json             Desired: which services of it must not run
+//! ```
+//!
+//! # What a crash leaves
+//!
+//! An order is accepted at one moment: when `head.json` is replaced. Its
+//! `releases/N` is on disk before that, renamed into place as a whole, so every
+//! counter up to the head's has its order. A directory beyond the head is of an
+//! order that was never accepted: readers ignore it, the next order replaces it.
+//! `live` is replaced once the new release is healthy. So after a crash
+//! - head N, live N: N was switched to; what was left is to record it as done;
+//! - head N, live before N, record `underway`: N was interrupted, the release
+//!   before is what runs, and the same order may be sent again.
+
+use crate::durable::{self, FileError};
+use bulkhead_core::{
+    AppName, ImageId, OrderId, ServiceName, Timestamp,
+    node::NodeIdentity,
+    order::{Action, Order, Run},
+    policy::Policy,
+};
+use bulkhead_wire::{Outcome, Release};
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeSet,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{Read as _, Seek as _, Write as _},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+/// User ids for apps: above what `useradd` gives people, below what Debian and
+/// systemd use for themselves (60000 and up). Two for each app.
+const UIDS: std::ops::RangeInclusive<u32> = 50_000..=59_998;
+
+/// Where things are. Another root is for tests.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    /// `/etc/bulkhead`.
+    pub etc: PathBuf,
+    /// `/var/lib/bulkhead`.
+    pub state: PathBuf,
+    /// `/run/bulkhead`.
+    pub run: PathBuf,
+    /// `/run/systemd/system`.
+    pub units: PathBuf,
+}
+
+impl Paths {
+    /// Below a root directory; `/` on a node.
+    #[must_use]
+    pub fn new(root: &Path) -> Self {
+        Self {
+            etc: root.join("etc/bulkhead"),
+            state: root.join("var/lib/bulkhead"),
+            run: root.join("run/bulkhead"),
+            units: root.join("run/systemd/system"),
+        }
+    }
+
+    /// The audit log.
+    #[must_use]
+    pub fn audit(&self) -> PathBuf {
+        self.state.join("audit.jsonl")
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> PathBuf {
+        self.state.join("store")
+    }
+
+    /// What is known of how images are mounted here, since this boot.
+    #[must_use]
+    pub fn mounts(&self) -> PathBuf {
+        self.run.join("mounts.json")
+    }
+
+    /// Where an image is mounted.
+    #[must_use]
+    pub fn image(&self, image: ImageId) -> PathBuf {
+        self.run.join("images").join(image.to_string())
+    }
+
+    /// The symbolic link to a service's live socket directory.
+    #[must_use]
+    pub fn live_link(&self, app: &AppName, service: &ServiceName) -> PathBuf {
+        self.run.join("live").join(app.as_str()).join(service.as_str())
+    }
+
+    /// The directory of a release's socket.
+    #[must_use]
+    pub fn socket_directory(&self, app: &AppName, release: u64, service: &ServiceName) -> PathBuf {
+        self.run.join("sock").join(app.as_str()).join(release.to_string()).join(service.as_str())
+    }
+
+    /// The directory of an app's volumes.
+    #[must_use]
+    pub fn volumes(&self, app: &AppName) -> PathBuf {
+        self.state.join("volumes").join(app.as_str())
+    }
+}
+
+/// The last accepted order of an app.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Its counter; 0 where there was none.
+    pub counter: u64,
+    /// The order.
+    pub order: Option<OrderId>,
+    /// When it was accepted, by the node's clock. The latest of all apps is the earliest that the clock may ever say.
+    pub accepted: Option<Timestamp>,
+}
+
+/// What became of an order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The order.
+    pub order: OrderId,
+    /// Who signed it, as the policy named them.
+    pub signers: Vec<String>,
+    /// When it was accepted.
+    pub accepted: Timestamp,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// Which services of the live release must not run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Desired {
+    /// The stopped ones; all others run.
+    pub stopped: BTreeSet<ServiceName>,
+}
+
+/// Who is carrying an order out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Who signed the order.
+    pub holder: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// An app's state on disk.
+#[derive(Debug, Clone)]
+pub struct App {
+    name: AppName,
+    directory: PathBuf,
+}
+
+/// The right to change an app; given up when dropped, or when the process ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Makes a directory and those above it, for root alone.
+fn make_private(path: &Path) -> Result<(), FileError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(FileError::io("create", path))
+}
+
+/// Who this node is.
+///
+/// # Errors
+/// It is not installed, or the file is damaged.
+pub fn identity(paths: &Paths) -> Result<NodeIdentity, FileError> {
+    let path = paths.etc.join("node.json");
+    durable::read_json(&path)?
+        .ok_or_else(|| FileError::Damaged { path, what: "there is none: this machine is not a node".into() })
+}
+
+/// The policy that this node enforces. It was verified when it was pinned.
+///
+/// # Errors
+/// There is none, or it is damaged.
+pub fn policy(paths: &Paths) -> Result<Policy, FileError> {
+    let path = paths.state.join("policy/policy.json");
+    let bytes = durable::read(&path)?.ok_or_else(|| FileError::Damaged {
+        path: path.clone(),
+        what: "there is none: no order can be verified".into(),
+    })?;
+    Policy::parse(&bytes).map_err(|what| FileError::Damaged { path, what })
+}
+
+/// Every app that this node has ever accepted an order for.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn apps(paths: &Paths) -> Result<Vec<App>, FileError> {
+    let directory = paths.state.join("apps");
+    let entries = match fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
+        Err(source) => return Err(FileError::Io { operation: "list", path: directory, source }),
+    };
+    let mut names: Vec<AppName> = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    names.sort();
+    Ok(names.into_iter().map(|name| App::new(paths, name)).collect())
+}
+
+/// The latest moment that this node has known: its clock may not be before it.
+///
+/// # Errors
+/// An app's state cannot be read.
+pub fn minimum_time(paths: &Paths) -> Result<Timestamp, FileError> {
+    let mut latest = Timestamp(0);
+    for app in apps(paths)? {
+        latest = app.head()?.accepted.map_or(latest, |accepted| latest.max(accepted));
+    }
+    Ok(latest)
+}
+
+impl App {
+    /// An app, whether it has state here or not.
+    #[must_use]
+    pub fn new(paths: &Paths, name: AppName) -> Self {
+        let directory = paths.state.join("apps").join(name.as_str());
+        Self { name, directory }
+    }
+
+    /// Which.
+    #[must_use]
+    pub fn name(&self) -> &AppName {
+        &self.name
+    }
+
+    fn release_directory(&self, number: u64) -> PathBuf {
+        self.directory.join("releases").join(number.to_string())
+    }
+
+    /// Where it stands.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn head(&self) -> Result<Head, FileError> {
+        Ok(durable::read_json(&self.directory.join("head.json"))?.unwrap_or_default())
+    }
+
+    /// Tries to take the right to change it: who has it, where somebody else does.
+    ///
+    /// # Errors
+    /// The lock's file cannot be used.
+    pub fn try_lock(&self, holder: &Holder) -> Result<Result<Lock, Holder>, FileError> {
+        make_private(&self.directory)?;
+        let path = self.directory.join("lock");
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(FileError::io("open", &path))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                // Not durable on purpose: it says something of this very moment only.
+                let text = serde_json::to_vec(holder).unwrap_or_default();
+                file.set_len(0).and_then(|()| file.write_all(&text)).map_err(FileError::io("write", &path))?;
+                Ok(Ok(Lock { _file: file }))
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                Ok(Err(read_holder(&mut file).unwrap_or(Holder { holder: "somebody".into(), since: Timestamp(0) })))
+            }
+            Err(error) => Err(FileError::io("lock", &path)(error.into())),
+        }
+    }
+
+    /// Says who holds the lock that the caller holds.
+    ///
+    /// # Errors
+    /// The lock's file cannot be written.
+    pub fn name_holder(&self, holder: &Holder) -> Result<(), FileError> {
+        let path = self.directory.join("lock");
+        let text = serde_json::to_vec(holder).unwrap_or_default();
+        fs::write(&path, text).map_err(FileError::io("write", &path))
+    }
+
+    /// Who is changing it right now.
+    ///
+    /// # Errors
+    /// The lock's file cannot be used.
+    pub fn busy(&self) -> Result<Option<Holder>, FileError> {
+        let path = self.directory.join("lock");
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(FileError::Io { operation: "open", path, source }),
+        };
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(None),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(read_holder(&mut file)),
+            Err(error) => Err(FileError::io("lock", &path)(error.into())),
+        }
+    }
+
+    /// Accepts an order: its release and then its counter are durable when this returns.
+    ///
+    /// # Errors
+    /// It is not accepted.
+    pub fn accept(&self, number: u64, order: &[u8], signatures: &[String], record: &Record) -> Result<(), FileError> {
+        let releases = self.directory.join("releases");
+        make_private(&releases)?;
+        let target = self.release_directory(number);
+        let fresh = releases.join(format!(".{number}"));
+        // Leftovers of an order that was never accepted.
+        durable::remove_tree(&target)?;
+        durable::remove_tree(&fresh)?;
+        make_private(&fresh)?;
+        let put = |name: &str, bytes: &[u8]| {
+            let path = fresh.join(name);
+            let mut file = File::create(&path).map_err(FileError::io("create", &path))?;
+            file.write_all(bytes).and_then(|()| file.sync_all()).map_err(FileError::io("write", &path))
+        };
+        put("order.json", order)?;
+        put("signatures.json", &serde_json::to_vec(signatures).unwrap_or_default())?;
+        put("record.json", &serde_json::to_vec(record).unwrap_or_default())?;
+        durable::sync_directory(&fresh)?;
+        fs::rename(&fresh, &target).map_err(FileError::io("rename", &fresh))?;
+        durable::sync_directory(&releases)?;
+        let head = Head { counter: number, order: Some(record.order), accepted: Some(record.accepted) };
+        durable::write_json(&self.directory.join("head.json"), &head)
+    }
+
+    /// An accepted order, by its number.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn order(&self, number: u64) -> Result<Option<Order>, FileError> {
+        let path = self.release_directory(number).join("order.json");
+        let Some(bytes) = durable::read(&path)? else { return Ok(None) };
+        Order::parse(&bytes).map(Some).map_err(|error| FileError::Damaged { path, what: error.to_string() })
+    }
+
+    /// What became of it.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn record(&self, number: u64) -> Result<Option<Record>, FileError> {
+        durable::read_json(&self.release_directory(number).join("record.json"))
+    }
+
+    /// Records how an order ended.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn record_outcome(&self, number: u64, outcome: Outcome) -> Result<(), FileError> {
+        let path = self.release_directory(number).join("record.json");
+        let Some(record) = durable::read_json::<Record>(&path)? else { return Ok(()) };
+        durable::write_json(&path, &Record { outcome, ..record })
+    }
+
+    /// The number of the live release.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn live(&self) -> Result<Option<u64>, FileError> {
+        durable::read_json(&self.directory.join("live"))
+    }
+
+    /// The live release's number and what it runs.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn live_run(&self) -> Result<Option<(u64, Run)>, FileError> {
+        let Some(number) = self.live()? else { return Ok(None) };
+        let path = self.release_directory(number).join("order.json");
+        match self.order(number)? {
+            Some(Order { action: Action::Run(run), .. }) => Ok(Some((number, run))),
+            _ => Err(FileError::Damaged { path, what: "the live release has no order that runs anything".into() }),
+        }
+    }
+
+    /// Makes a release the live one.
+    ///
+    /// # Errors
+    /// The one before is still live.
+    pub fn set_live(&self, number: u64) -> Result<(), FileError> {
+        durable::write_json(&self.directory.join("live"), &number)
+    }
+
+    /// Which services must not run.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn desired(&self) -> Result<Desired, FileError> {
+        Ok(durable::read_json(&self.directory.join("desired.json"))?.unwrap_or_default())
+    }
+
+    /// Says which services must not run.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn set_desired(&self, desired: &Desired) -> Result<(), FileError> {
+        let path = self.directory.join("desired.json");
+        if desired.stopped.is_empty() { durable::remove(&path) } else { durable::write_json(&path, desired) }
+    }
+
+    /// Forgets all releases but the last order (whose counter must outlive them).
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub fn forget(&self, last: u64) -> Result<(), FileError> {
+        durable::remove(&self.directory.join("live"))?;
+        durable::remove(&self.directory.join("desired.json"))?;
+        for number in self.numbers()?.into_iter().filter(|number| *number != last) {
+            durable::remove_tree(&self.release_directory(number))?;
+        }
+        durable::sync_directory(&self.directory.join("releases"))
+    }
+
+    /// The numbers of its accepted orders, oldest first.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn numbers(&self) -> Result<Vec<u64>, FileError> {
+        let last = self.head()?.counter;
+        let directory = self.directory.join("releases");
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
+            Err(source) => return Err(FileError::Io { operation: "list", path: directory, source }),
+        };
+        let mut numbers: Vec<u64> = entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|number| *number <= last)
+            .collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// Its releases as the wire has them, oldest first. `images` are those in the store.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn releases(&self, images: &BTreeSet<ImageId>) -> Result<Vec<Release>, FileError> {
+        let mut releases = Vec::new();
+        for number in self.numbers()? {
+            releases.extend(self.release(number, images)?);
+        }
+        Ok(releases)
+    }
+
+    /// One release as the wire has it.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn release(&self, number: u64, images: &BTreeSet<ImageId>) -> Result<Option<Release>, FileError> {
+        let (Some(order), Some(record)) = (self.order(number)?, self.record(number)?) else { return Ok(None) };
+        let verb = order.action.verb().to_owned();
+        let run = match order.action {
+            Action::Run(run) => Some(run),
+            _ => None,
+        };
+        let image = run.as_ref().map(|run| run.image);
+        let (services, source, origin) =
+            run.map_or_else(Default::default, |run| (run.services, run.source, run.origin));
+        Ok(Some(Release {
+            app: self.name.clone(),
+            number,
+            order: record.order,
+            verb,
+            image,
+            image_present: image.is_some_and(|image| images.contains(&image)),
+            signers: record.signers,
+            accepted: record.accepted,
+            outcome: record.outcome,
+            live: self.live()? == Some(number),
+            source,
+            origin,
+            message: order.message,
+            services,
+        }))
+    }
+
+    /// The images of the releases that went well, newest first, the live one before all.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn good_images(&self) -> Result<Vec<ImageId>, FileError> {
+        let live = self.live()?;
+        let mut images: Vec<ImageId> = Vec::new();
+        for number in live.into_iter().chain(self.numbers()?.into_iter().rev()) {
+            let is_good = self.record(number)?.is_some_and(|record| record.outcome == Outcome::Done);
+            if !is_good && Some(number) != live {
+                continue;
+            }
+            if let Some(Order { action: Action::Run(run), .. }) = self.order(number)?
+                && !images.contains(&run.image)
+            {
+                images.push(run.image);
+            }
+        }
+        Ok(images)
+    }
+
+    /// The app's user id, where it has one.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn uid(&self) -> Result<Option<u32>, FileError> {
+        durable::read_json(&self.directory.join("uid"))
+    }
+
+    /// The app's user id, the same for all its releases for ever; given to it at first use.
+    ///
+    /// # Errors
+    /// All are given away, or it cannot be written.
+    pub fn allocate_uid(&self, paths: &Paths) -> Result<u32, FileError> {
+        if let Some(uid) = self.uid()? {
+            return Ok(uid);
+        }
+        make_private(&self.directory)?;
+        // Two apps may come at once: one allocation at a time.
+        let apps_directory = paths.state.join("apps");
+        let guard = File::open(&apps_directory).map_err(FileError::io("open", &apps_directory))?;
+        flock(&guard, FlockOperation::LockExclusive)
+            .map_err(|error| FileError::io("lock", &apps_directory)(error.into()))?;
+        let mut taken = BTreeSet::new();
+        for app in apps(paths)? {
+            taken.extend(app.uid()?);
+        }
+        let uid = UIDS.step_by(2).find(|uid| !taken.contains(uid)).ok_or_else(|| FileError::Damaged {
+            path: apps_directory.clone(),
+            what: "it has as many apps as there are user ids".into(),
+        })?;
+        durable::write_json(&self.directory.join("uid"), &uid)?;
+        Ok(uid)
+    }
+}
+
+fn read_holder(file: &mut File) -> Option<Holder> {
+    let mut text = Vec::new();
+    file.rewind().ok()?;
+    file.take(4096).read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
+}

@@ -1,0 +1,233 @@
+//! What is asked of systemd, through `systemctl`, and what can be seen of its
+//! units without asking: their control groups and processes.
+//!
+//! One `systemctl` costs some ten milliseconds, so whatever can goes into one.
+
+use bulkhead_core::Timestamp;
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+/// The slice that all services are in.
+const SLICE: &str = "/sys/fs/cgroup/bulkhead.slice";
+/// What is kept of a program's complaint.
+const MESSAGE_MAX_BYTES: usize = 2000;
+
+/// Why systemd did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum SystemdError {
+    /// The program could not be run.
+    #[error("cannot run `{program}`")]
+    Run {
+        /// Which.
+        program: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// systemd refused or failed.
+    #[error("`{program}` failed: {message}")]
+    Failed {
+        /// Which, with its arguments.
+        program: String,
+        /// What it said.
+        message: String,
+    },
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new("systemctl");
+    // Bounded waits are the units' business; a prompt or a pager is nobody's here.
+    command.args(["--no-ask-password", "--no-pager", "--quiet"]).args(arguments);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn shown(arguments: &[&str]) -> String {
+    format!("systemctl {}", arguments.join(" ")).chars().take(400).collect()
+}
+
+fn bounded(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(&bytes[..bytes.len().min(MESSAGE_MAX_BYTES)]).trim().to_owned()
+}
+
+/// Runs `systemctl` and gives what it wrote.
+///
+/// # Errors
+/// It could not be run, or failed.
+pub fn systemctl(arguments: &[&str]) -> Result<String, SystemdError> {
+    let output =
+        command(arguments).output().map_err(|source| SystemdError::Run { program: shown(arguments), source })?;
+    if !output.status.success() {
+        return Err(SystemdError::Failed { program: shown(arguments), message: bounded(&output.stderr) });
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A `systemctl` that is under way.
+#[derive(Debug)]
+pub struct Job {
+    child: Child,
+    program: String,
+}
+
+/// Begins a `systemctl` without waiting for its end.
+///
+/// # Errors
+/// It could not be run.
+pub fn begin(arguments: &[&str]) -> Result<Job, SystemdError> {
+    let program = shown(arguments);
+    match command(arguments).stdout(Stdio::null()).spawn() {
+        Ok(child) => Ok(Job { child, program }),
+        Err(source) => Err(SystemdError::Run { program, source }),
+    }
+}
+
+impl Job {
+    /// Whether it has ended, and how.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn poll(&mut self) -> Result<bool, SystemdError> {
+        let failed = |message| SystemdError::Failed { program: self.program.clone(), message };
+        match self.child.try_wait() {
+            Ok(None) => Ok(false),
+            Ok(Some(status)) if status.success() => Ok(true),
+            Ok(Some(_)) => {
+                let mut message = Vec::new();
+                if let Some(mut stderr) = self.child.stderr.take() {
+                    let bound = MESSAGE_MAX_BYTES as u64;
+                    io::Read::read_to_end(&mut io::Read::take(&mut stderr, bound), &mut message)
+                        .map_err(|source| SystemdError::Run { program: self.program.clone(), source })?;
+                }
+                Err(failed(bounded(&message)))
+            }
+            Err(source) => Err(SystemdError::Run { program: self.program.clone(), source }),
+        }
+    }
+}
+
+impl Drop for Job {
+    /// A job left behind is still waited for, so that nothing of it stays.
+    fn drop(&mut self) {
+        if let Err(error) = self.child.wait() {
+            eprintln_bounded(&format!("cannot wait for {}: {error}", self.program));
+        }
+    }
+}
+
+/// A line for the journal: standard error of the keeper and of boot.
+pub fn eprintln_bounded(text: &str) {
+    use io::Write as _;
+    // Nothing is left to do where even standard error is gone.
+    drop(writeln!(io::stderr(), "{}", text.chars().take(4000).collect::<String>()));
+}
+
+/// Properties of units, by unit and name.
+///
+/// # Errors
+/// systemd could not be asked.
+pub fn show(units: &[&str], properties: &str) -> Result<BTreeMap<String, BTreeMap<String, String>>, SystemdError> {
+    if units.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let properties = format!("--property=Id,{properties}");
+    let mut arguments = vec!["show", "--timestamp=unix", properties.as_str()];
+    arguments.extend(units);
+    Ok(parse_show(&systemctl(&arguments)?))
+}
+
+fn parse_show(text: &str) -> BTreeMap<String, BTreeMap<String, String>> {
+    text.split("\n\n")
+        .filter_map(|block| {
+            let mut properties: BTreeMap<String, String> = block
+                .lines()
+                .filter_map(|line| line.split_once('='))
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect();
+            Some((properties.remove("Id")?, properties))
+        })
+        .collect()
+}
+
+/// A time as `systemctl show --timestamp=unix` writes it.
+#[must_use]
+pub fn timestamp(text: &str) -> Option<Timestamp> {
+    text.strip_prefix('@')?.parse().ok().filter(|seconds| *seconds > 0).map(Timestamp)
+}
+
+/// systemd's version.
+///
+/// # Errors
+/// It could not be asked, or its answer holds no number.
+pub fn version() -> Result<u32, SystemdError> {
+    let text = systemctl(&["--version"])?;
+    parse_version(&text).ok_or_else(|| SystemdError::Failed {
+        program: "systemctl --version".into(),
+        message: bounded(text.as_bytes()),
+    })
+}
+
+fn parse_version(text: &str) -> Option<u32> {
+    let word = text.split_whitespace().nth(1)?;
+    word.split(|character: char| !character.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// A service unit's control group.
+#[must_use]
+pub fn cgroup(unit: &str) -> PathBuf {
+    PathBuf::from(SLICE).join(unit)
+}
+
+/// The processes of a service unit, in no order. Empty where there are none.
+#[must_use]
+pub fn processes(unit: &str) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut directories = vec![cgroup(unit)];
+    // A service has no rights over its control group, so there is one level; a bound all the same.
+    for _ in 0..64 {
+        let Some(directory) = directories.pop() else { break };
+        if let Ok(text) = fs::read_to_string(directory.join("cgroup.procs")) {
+            found.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
+        }
+        let children = fs::read_dir(&directory).into_iter().flatten().flatten();
+        directories
+            .extend(children.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions() {
+        for (text, expected) in [
+            ("systemd 257 (257.13-1~deb13u1)\n+PAM +AUDIT", Some(257)),
+            ("systemd 252 (252.39-1~deb12u2)", Some(252)),
+            ("systemd 258~rc1 (x)", Some(258)),
+            ("systemd", None),
+            ("systemd x", None),
+        ] {
+            assert_eq!(parse_version(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn properties_of_several_units() {
+        let shown = parse_show("Id=a.service\nActiveState=active\nMainPID=5\n\nId=b.service\nActiveState=failed\n");
+        assert_eq!(shown["a.service"]["MainPID"], "5");
+        assert_eq!(shown["b.service"]["ActiveState"], "failed");
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(timestamp("@1795432883"), Some(Timestamp(1_795_432_883)));
+        assert_eq!(timestamp("@0"), None);
+        assert_eq!(timestamp(""), None);
+    }
+}
