@@ -48,7 +48,7 @@ pub enum NodeError {
         node: String,
         /// Why.
         #[source]
-        source: ChannelError,
+        source: Box<ChannelError>,
     },
     /// The node said no.
     #[error("node {node}: {}", printable(&failure.message))]
@@ -189,7 +189,8 @@ impl NodeClient {
     /// No channel.
     pub async fn begin(&self, ask: Ask) -> Result<Conversation, NodeError> {
         let opened = self.connection.open(COMMAND).await;
-        let channel = opened.map_err(|source| NodeError::Channel { node: self.node.clone(), source })?;
+        let channel =
+            opened.map_err(|source| NodeError::Channel { node: self.node.clone(), source: Box::new(source) })?;
         let ending = channel.ending();
         let mut conversation = Conversation::over(&self.node, channel.reader, channel.writer, self.idle);
         conversation.ending = Some(ending);
@@ -209,9 +210,9 @@ impl NodeClient {
             .each(|event| match event {
                 Event::Status(found) if status.is_none() => {
                     status = Some(found);
-                    Ok(())
+                    true
                 }
-                other => Err(other),
+                _ => false,
             })
             .await?;
         status.ok_or_else(|| conversation.unexpected("no status"))
@@ -228,9 +229,9 @@ impl NodeClient {
             .each(|event| match event {
                 Event::Release(release) => {
                     releases.push(release);
-                    Ok(())
+                    true
                 }
-                other => Err(other),
+                _ => false,
             })
             .await?;
         Ok(releases)
@@ -303,9 +304,9 @@ impl NodeClient {
             .each(|event| match event {
                 Event::Look(found) if look.is_none() => {
                     look = Some(found);
-                    Ok(())
+                    true
                 }
-                other => Err(other),
+                _ => false,
             })
             .await?;
         look.ok_or_else(|| conversation.unexpected("nothing was looked at"))
@@ -316,7 +317,7 @@ impl NodeClient {
     /// # Errors
     /// See [`NodeError`].
     pub async fn ping(&self) -> Result<(), NodeError> {
-        self.request(Ask::Ping).await?.each(Err).await.map(|_| ())
+        self.request(Ask::Ping).await?.each(|_| false).await.map(|_| ())
     }
 
     /// Says goodbye.
@@ -498,14 +499,14 @@ impl Conversation {
         }
     }
 
-    /// Takes every event up to [`Event::Done`]; `take` gives back what it does not expect.
-    async fn each(&mut self, mut take: impl FnMut(Event) -> Result<(), Event>) -> Result<Done, NodeError> {
+    /// Takes every event up to [`Event::Done`]; `take` says whether it expected the event.
+    async fn each(&mut self, mut take: impl FnMut(Event) -> bool) -> Result<Done, NodeError> {
         for _ in 0..EVENTS_MAX {
             let event = match self.event().await? {
                 Event::Done(done) => return Ok(done),
                 event => event,
             };
-            if take(event).is_err() {
+            if !take(event) {
                 return Err(self.unexpected("an event of another kind"));
             }
         }

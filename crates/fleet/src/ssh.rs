@@ -29,7 +29,7 @@ use russh::{
 use std::{
     borrow::Cow,
     fmt, io,
-    path::PathBuf,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -116,7 +116,7 @@ pub enum ConnectError {
     },
     /// No known key of the host.
     #[error(
-        "the host key of {address} is not known: it shows {kind} {shown}. Compare this fingerprint with the machine's own (`ssh-keygen -lf /etc/bulkhead/ssh_host_ed25519_key.pub` on its console); where they are equal, put `host_key = \"{line}\"` into fleet.toml for {node}, or this line into ~/.ssh/known_hosts: {name} {line}"
+        "the host key of {address} is not known: it shows {shown}. Compare this fingerprint with the machine's own (`ssh-keygen -lf /etc/bulkhead/ssh_host_ed25519_key.pub` on its console); where they are equal, put `host_key = \"{line}\"` into fleet.toml for {node}, or this line into ~/.ssh/known_hosts: {name} {line}"
     )]
     HostKeyUnknown {
         /// Where.
@@ -125,9 +125,7 @@ pub enum ConnectError {
         node: String,
         /// The name in `known_hosts`.
         name: String,
-        /// The key's type.
-        kind: String,
-        /// Its fingerprint.
+        /// The key's fingerprint.
         shown: String,
         /// The key as an OpenSSH line.
         line: String,
@@ -220,7 +218,7 @@ pub enum ConnectError {
         said: Option<String>,
         /// Why.
         #[source]
-        source: russh::Error,
+        source: Box<russh::Error>,
     },
     /// A jump host on the way.
     #[error("jump host {hop}")]
@@ -465,7 +463,9 @@ async fn handshake(target: &Target, via: Option<&Connection>, timeouts: Timeouts
         let stream = stream::open(target, via, Arc::clone(&traffic)).await?;
         russh::client::connect_stream(config, stream, handler).await.map_err(|error| match error {
             ClientError::Connect(error) => *error,
-            ClientError::Russh(source) => ConnectError::Protocol { address: address.clone(), said: said.get(), source },
+            ClientError::Russh(source) => {
+                ConnectError::Protocol { address: address.clone(), said: said.get(), source: Box::new(source) }
+            }
         })
     };
     match tokio::time::timeout(timeouts.connect, work).await {
@@ -658,7 +658,7 @@ impl Known {
 
     fn check(&self, key: &PublicKey, address: &str, node: &str) -> Result<(), ConnectError> {
         let Ok(blob) = key.to_bytes() else {
-            let source = russh::Error::UnknownKey;
+            let source = Box::new(russh::Error::UnknownKey);
             return Err(ConnectError::Protocol { address: address.to_owned(), said: None, source });
         };
         let address = address.to_owned();
@@ -669,22 +669,21 @@ impl Known {
         if self.keys.iter().any(|entry| entry.blob == blob) {
             return Ok(());
         }
-        let kind = key.algorithm().as_str().to_owned();
         match self.keys.iter().find(|entry| !entry.revoked) {
             Some(entry) => {
                 let expected = fingerprint(&entry.blob);
                 Err(ConnectError::HostKeyChanged { address, expected, shown, place: entry.place.clone() })
             }
             None => {
-                let line = format!("{kind} {}", STANDARD.encode(&blob));
+                let line = format!("{} {}", key.algorithm().as_str(), STANDARD.encode(&blob));
                 let (node, name) = (node.to_owned(), self.name.clone());
-                Err(ConnectError::HostKeyUnknown { address, node, name, kind, shown, line })
+                Err(ConnectError::HostKeyUnknown { address, node, name, shown, line })
             }
         }
     }
 }
 
-fn place(path: &PathBuf, line: usize) -> String {
+fn place(path: &Path, line: usize) -> String {
     format!("{}:{line}", path.display())
 }
 
