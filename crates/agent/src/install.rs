@@ -201,6 +201,13 @@ pub fn verify(root: &Path) -> Result<Vec<String>, InstallError> {
     let version = sshd::version(&tree)?;
     let agent = tree.path(layout::AGENT);
     let mut differences = Vec::new();
+    for account in &layout::ACCOUNTS {
+        differences.extend(tree.account_difference(account)?);
+    }
+    if !differences.is_empty() {
+        // Who owns what cannot be told without them.
+        return Ok(differences);
+    }
     for item in layout::items(&tree, &config, &policy, &version, &agent)?.iter().chain(&layout::masks(&tree)) {
         differences.extend(tree.difference(item)?);
     }

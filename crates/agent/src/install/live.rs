@@ -31,8 +31,9 @@ pub(super) fn take_over(tree: &mut Tree) -> Result<(), InstallError> {
     let restart = !runs || tree.wrote(SSHD_CONFIG) || tree.wrote("etc/systemd/system/bulkhead-sshd");
     // A mask stops nothing. Sessions of the stock server go on: its unit kills the listener alone.
     for unit in layout::unwanted(tree).collect::<Vec<_>>() {
-        let (active, _) = tree.run_any(SYSTEMCTL, &["is-active", "--quiet", unit])?;
-        if active {
+        let (_, state) = tree.run_any(SYSTEMCTL, &["is-active", unit])?;
+        // One that is about to be restarted would take the port between two of ours.
+        if !matches!(state.trim(), "inactive" | "failed" | "unknown") {
             tree.run(SYSTEMCTL, &["stop", unit])?;
             tree.changed(format!("stopped {unit}"));
         }

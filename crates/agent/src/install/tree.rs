@@ -136,40 +136,47 @@ impl Tree {
     pub(super) fn accounts(&mut self, accounts: &[Account]) -> Result<(), InstallError> {
         for account in accounts {
             let name = account.name;
-            let Some(line) = self.database("etc/passwd", name)? else {
-                self.run(
-                    "/usr/sbin/useradd",
-                    &[
-                        "--system",
-                        "--user-group",
-                        "--no-create-home",
-                        "--home-dir",
-                        HOME,
-                        "--shell",
-                        account.shell,
-                        "--comment",
-                        account.comment,
-                        "--password",
-                        "*",
-                        name,
-                    ],
-                )?;
-                self.changed(format!("made the account `{name}`"));
+            if self.account_difference(account)?.is_none() {
                 continue;
-            };
-            let uid = line.get(2).and_then(|uid| uid.parse().ok()).unwrap_or(0);
-            if uid >= FIRST_PERSON_UID {
-                return Err(InstallError::AccountTaken { name, uid });
             }
-            let password = self.database("etc/shadow", name)?.and_then(|line| line.get(1).cloned());
-            let home = line.get(5).map(String::as_str);
-            let shell = line.get(6).map(String::as_str);
-            if (home, shell, password.as_deref()) != (Some(HOME), Some(account.shell), Some("*")) {
-                self.run("/usr/sbin/usermod", &["--home", HOME, "--shell", account.shell, "--password", "*", name])?;
-                self.changed(format!("set home, shell and password of the account `{name}`"));
+            let settings =
+                ["--home-dir", HOME, "--shell", account.shell, "--comment", account.comment, "--password", "*"];
+            match self.database("etc/passwd", name)? {
+                None => {
+                    let mut arguments = vec!["--system", "--user-group", "--no-create-home"];
+                    arguments.extend(settings);
+                    arguments.push(name);
+                    self.run("/usr/sbin/useradd", &arguments)?;
+                    self.changed(format!("made the account `{name}`"));
+                }
+                Some(line) => {
+                    let uid = line.get(2).and_then(|uid| uid.parse().ok()).unwrap_or(0);
+                    if uid >= FIRST_PERSON_UID {
+                        return Err(InstallError::AccountTaken { name, uid });
+                    }
+                    let mut arguments = settings.to_vec();
+                    // usermod has another name for it.
+                    arguments[0] = "--home";
+                    arguments.push(name);
+                    self.run("/usr/sbin/usermod", &arguments)?;
+                    self.changed(format!("set home, shell and password of the account `{name}`"));
+                }
             }
         }
         Ok(())
+    }
+
+    /// What is not as the account should be, as a phrase.
+    pub(super) fn account_difference(&self, account: &Account) -> Result<Option<String>, InstallError> {
+        let name = account.name;
+        let Some(line) = self.database("etc/passwd", name)? else {
+            return Ok(Some(format!("the account `{name}` is missing")));
+        };
+        let password = self.database("etc/shadow", name)?.and_then(|line| line.get(1).cloned());
+        let field = |at: usize| line.get(at).map(String::as_str);
+        let found = (field(5), field(6), password.as_deref());
+        let wanted = (Some(HOME), Some(account.shell), Some("*"));
+        Ok((found != wanted).then(|| format!("the account `{name}` has another home, shell or password")))
     }
 
     /// The fields of a name's line in a database such as `/etc/passwd`.
@@ -313,4 +320,34 @@ fn replace(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<()
 fn sync_directory_of(path: &Path) -> Result<(), InstallError> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     File::open(directory).and_then(|file| file.sync_all()).map_err(failed("make durable", directory))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_are_compared_and_made() {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let mut tree = Tree::open(directory.path()).expect("it is there");
+        let root_owned = rustix::process::geteuid().is_root();
+        let file = |contents: &str, mode| Item::File { path: "etc/a".into(), mode, contents: contents.into() };
+        let link = |target: &str| Item::Symlink { path: "etc/b".into(), target: target.into() };
+        let hard = || Item::HardLink { path: "etc/c".into(), to: "etc/a".into() };
+        if !root_owned {
+            // Only root can give files to root.
+            return;
+        }
+        fs::create_dir(directory.path().join("etc")).expect("it is writable");
+        for item in [file("one", 0o600), hard(), link("/x"), file("two", 0o644), hard(), link("/y")] {
+            assert!(tree.difference(&item).expect("it can be compared").is_some(), "{item:?}");
+            tree.apply(&item).expect("it can be made");
+            assert_eq!(tree.difference(&item).expect("it can be compared"), None);
+        }
+        assert_eq!(tree.read("etc/c").expect("it is readable"), Some(b"two".to_vec()));
+        let names: Vec<_> = fs::read_dir(directory.path().join("etc")).expect("it can be listed").flatten().collect();
+        assert_eq!(names.len(), 3, "no temporary file is left: {names:?}");
+        let changes = tree.into_changes().len();
+        assert_eq!(changes, 6);
+    }
 }
