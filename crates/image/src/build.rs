@@ -246,7 +246,11 @@ fn build_once(request: &BuildRequest<'_>, keyring: &Keyring, now_seconds: u64) -
     let question = Question { tree: &candidates, manifest, packages: &names, disk: &disk };
     let mut closure = closure::close(&question).map_err(BuildError::Closure)?;
     let used = keep_metadata(&candidates, &packages, &mut closure);
-    let mut tree = prune(candidates, &packages, &closure, &mut omitted);
+    let mut tree = candidates;
+    tree.prune(&closure.kept, |path, number, file| {
+        let name = &packages.unpacked[number].name;
+        omitted.add("of packages, not needed by what runs", format!("{} ({name})", shown(path)), file.size_bytes);
+    });
     report.timings.closure_ms = elapsed_ms(&mut clock);
 
     request.progress.advance(Phase::Lint, 0, 0, "");
@@ -456,25 +460,6 @@ fn keep_metadata(tree: &Tree, packages: &Packages, closure: &mut Closure) -> BTr
         }
     }
     used
-}
-
-/// Leaves what is kept, with the directories above it.
-fn prune(candidates: Tree, packages: &Packages, closure: &Closure, omitted: &mut Omitted) -> Tree {
-    let mut tree = Tree::default();
-    for (path, node) in candidates.into_nodes() {
-        let stays = match node.origin {
-            Origin::App | Origin::Base => true,
-            Origin::Package(_) => closure.kept.contains(&path),
-        };
-        if stays {
-            tree.insert_parents(&path, Origin::Base);
-            tree.insert(&path, node);
-        } else if let (Kind::File(file), Origin::Package(number)) = (&node.kind, node.origin) {
-            let name = &packages.unpacked[number].name;
-            omitted.add("of packages, not needed by what runs", format!("{} ({name})", shown(&path)), file.size_bytes);
-        }
-    }
-    tree
 }
 
 #[derive(Deserialize)]

@@ -136,21 +136,19 @@ impl Excludes {
         Ok(Self { patterns })
     }
 
-    /// The reason to leave out a path relative to the folder, if there is one.
-    fn reason(&self, relative: &Path, name: &[u8], is_top: bool, is_directory: bool) -> Option<String> {
+    /// The reason to leave out a path below the folder, if there is one.
+    fn reason(&self, root: &Path, disk: &Path, name: &[u8], is_top: bool, is_directory: bool) -> Option<String> {
         if name == b".git" {
             return Some("always left out: .git".into());
         }
-        if is_top {
-            let never = |known: &&str| name == known.as_bytes();
-            if NEVER_AT_TOP.iter().any(|known| never(&known)) || name.starts_with(b"policy.json") {
-                return Some("always left out: bulkhead's own files".into());
-            }
+        let is_ours = NEVER_AT_TOP.iter().any(|known| name == known.as_bytes()) || name.starts_with(b"policy.json");
+        if is_top && is_ours {
+            return Some("always left out: bulkhead's own files".into());
         }
         if self.patterns.is_empty() {
             return None;
         }
-        match self.patterns.matched(relative, is_directory) {
+        match self.patterns.matched(disk.strip_prefix(root).unwrap_or(disk), is_directory) {
             ignore::Match::Ignore(glob) => Some(format!("excluded by `{}`", glob.original())),
             _ => None,
         }
@@ -250,7 +248,7 @@ struct Met {
     omitted: Vec<(String, String, u64)>,
 }
 
-/// Folders still to be listed, and how many workers are listing one.
+/// Folders handed over, and how many workers hold some of their own.
 #[derive(Default)]
 struct Queue {
     directories: Vec<(PathBuf, Vec<u8>)>,
@@ -265,16 +263,26 @@ struct Walk<'a> {
     index: &'a HashMap<&'a [u8], Record>,
     queue: Mutex<Queue>,
     changed: Condvar,
+    /// Workers without work.
+    waiting: AtomicUsize,
 }
 
 impl<'a> Walk<'a> {
     fn new(root: &'a Path, prefix: &'a str, excludes: &'a Excludes, index: &'a HashMap<&'a [u8], Record>) -> Self {
-        Self { root, prefix, excludes, index, queue: Mutex::default(), changed: Condvar::new() }
+        Self {
+            root,
+            prefix,
+            excludes,
+            index,
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+            waiting: AtomicUsize::new(0),
+        }
     }
 
     fn single(&self, metadata: &fs::Metadata) -> Result<Met, ScanError> {
         let mut met = Met::default();
-        self.met(metadata, self.root.to_owned(), Vec::new(), &mut met, &mut Vec::new())?;
+        self.met(metadata, self.root.to_owned(), Vec::new(), &mut met)?;
         Ok(met)
     }
 
@@ -300,34 +308,49 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Lists folders, deepest first. What a worker finds it keeps to itself as long as
+    /// nobody waits for work: handing every folder over costs more than listing it.
     fn work(&self, met: &mut Met) {
-        let mut deeper = Vec::new();
-        loop {
-            let next = {
-                let mut queue = lock(&self.queue);
-                loop {
-                    if queue.failed.is_some() {
-                        return;
-                    }
-                    if let Some(next) = queue.directories.pop() {
-                        queue.busy += 1;
-                        break next;
-                    }
-                    if queue.busy == 0 {
-                        return;
-                    }
-                    queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
-                }
-            };
-            let outcome = self.list(next.0, &next.1, met, &mut deeper);
-            let mut queue = lock(&self.queue);
-            queue.directories.append(&mut deeper);
-            queue.busy -= 1;
-            if let Err(error) = outcome {
-                queue.failed.get_or_insert(error);
+        let mut mine: Vec<(PathBuf, Vec<u8>)> = Vec::new();
+        while let Some((directory, relative)) = mine.pop().or_else(|| self.take()) {
+            if let Err(error) = self.list(directory, &relative, met, &mut mine) {
+                lock(&self.queue).failed.get_or_insert(error);
+                mine.clear();
             }
-            self.changed.notify_all();
+            if self.waiting.load(Ordering::Relaxed) > 0 && mine.len() > 1 {
+                let half = mine.len() / 2;
+                lock(&self.queue).directories.extend(mine.drain(..half));
+                self.changed.notify_all();
+            }
+            if mine.is_empty() {
+                let mut queue = lock(&self.queue);
+                queue.busy -= 1;
+                if queue.busy == 0 {
+                    self.changed.notify_all();
+                }
+            }
         }
+    }
+
+    /// Waits for a folder of another worker; `None` once there can be no more.
+    fn take(&self) -> Option<(PathBuf, Vec<u8>)> {
+        let mut queue = lock(&self.queue);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let next = loop {
+            if queue.failed.is_some() {
+                break None;
+            }
+            if let Some(next) = queue.directories.pop() {
+                queue.busy += 1;
+                break Some(next);
+            }
+            if queue.busy == 0 {
+                break None;
+            }
+            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        };
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        next
     }
 
     fn list(
@@ -349,46 +372,41 @@ impl<'a> Walk<'a> {
                 });
                 continue;
             };
-            // From the listing, without following links; on Linux one call relative to the open folder.
-            let metadata = match entry.metadata() {
-                Ok(metadata) => metadata,
-                // Removed since it was listed: as if it had been removed before.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(source) => return Err(ScanError::Stat { path: disk, source }),
-            };
             let mut path = Vec::with_capacity(relative.len() + 1 + name.len());
             if !relative.is_empty() {
                 path.extend_from_slice(relative);
                 path.push(b'/');
             }
             path.extend_from_slice(&name);
-            let below = disk.strip_prefix(self.root).unwrap_or(&disk);
-            if let Some(reason) = self.excludes.reason(below, &name, relative.is_empty(), metadata.is_dir()) {
-                let mut shown = display(&path);
-                if metadata.is_dir() {
-                    shown.push('/');
-                }
+            // The listing itself tells folders on most file systems, which spares a call for each.
+            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let reason = self.excludes.reason(self.root, &disk, &name, relative.is_empty(), is_directory);
+            if is_directory && reason.is_none() {
+                deeper.push((disk, path.clone()));
+                met.entries.push((path, Found::Directory));
+                continue;
+            }
+            // Without following links; on Linux a call relative to the open folder.
+            let metadata = match entry.metadata() {
+                Ok(metadata) => metadata,
+                // Removed since it was listed: as if it had been removed before.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(source) => return Err(ScanError::Stat { path: disk, source }),
+            };
+            if let Some(reason) = reason {
+                let slash = if is_directory { "/" } else { "" };
+                let shown = format!("{}{slash}", display(&path));
                 met.omitted.push((reason, shown, if metadata.is_file() { metadata.len() } else { 0 }));
                 continue;
             }
-            self.met(&metadata, disk, path, met, deeper)?;
+            self.met(&metadata, disk, path, met)?;
         }
         Ok(())
     }
 
-    fn met(
-        &self,
-        metadata: &fs::Metadata,
-        disk: PathBuf,
-        path: Vec<u8>,
-        met: &mut Met,
-        deeper: &mut Vec<(PathBuf, Vec<u8>)>,
-    ) -> Result<(), ScanError> {
+    fn met(&self, metadata: &fs::Metadata, disk: PathBuf, path: Vec<u8>, met: &mut Met) -> Result<(), ScanError> {
         let shown = || format!("{}/{}", self.prefix, display(&path));
-        if metadata.is_dir() {
-            deeper.push((disk, path.clone()));
-            met.entries.push((path, Found::Directory));
-        } else if metadata.is_symlink() {
+        if metadata.is_symlink() {
             let target = fs::read_link(&disk).map_err(|source| ScanError::Read { path: disk.clone(), source })?;
             match host::target_bytes(&target) {
                 Some(target) => met.entries.push((path, Found::Symlink { target })),
@@ -482,7 +500,7 @@ fn hash_all(mut files: Vec<Pending>, progress: &dyn Progress) -> Result<(Hashed,
                         }
                     }
                     let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-                    if done % 64 == 0 || done == total {
+                    if done.is_multiple_of(64) || done == total {
                         progress.advance(Phase::Scan, done, total, &display(&file.path));
                     }
                 }

@@ -4,7 +4,7 @@ use bulkhead_core::FileDigest;
 use std::{
     collections::HashMap,
     fs::File,
-    io::{self, Cursor, Read},
+    io::{self, Cursor, Read, Seek as _, SeekFrom},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -73,6 +73,24 @@ impl bulkhead_store::pack::Contents for Sources {
     fn open(&self, digest: &FileDigest) -> io::Result<Option<Box<dyn Read + Send>>> {
         self.files.get(digest).map(|(source, _)| source.open()).transpose()
     }
+
+    fn read_at(&self, digest: &FileDigest, offset: u64, length: usize) -> io::Result<Option<Vec<u8>>> {
+        let mut bytes = vec![0; length];
+        match self.files.get(digest).map(|(source, _)| source) {
+            None => return Ok(None),
+            Some(Source::Disk(path)) => {
+                let mut file = File::open(path)?;
+                file.seek(SeekFrom::Start(offset))?;
+                file.read_exact(&mut bytes)?;
+            }
+            Some(Source::Memory(contents)) => {
+                let mut cursor = Cursor::new(contents);
+                cursor.set_position(offset);
+                cursor.read_exact(&mut bytes)?;
+            }
+        }
+        Ok(Some(bytes))
+    }
 }
 
 #[cfg(test)]
@@ -90,6 +108,7 @@ mod tests {
         let mut text = String::new();
         sources.open(&digest).unwrap().unwrap().read_to_string(&mut text).unwrap();
         assert_eq!(text, "same");
+        assert_eq!(sources.read_at(&digest, 1, 2).unwrap().unwrap(), b"am");
         assert!(sources.open(&FileDigest([0; 32])).unwrap().is_none());
     }
 }

@@ -7,7 +7,7 @@
 
 use crate::{content::Facts, sources::Source};
 use bulkhead_core::FileDigest;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Linux's limit of links in one path.
 const LINKS_MAX: usize = 40;
@@ -50,6 +50,19 @@ pub(crate) struct Node {
     pub(crate) kind: Kind,
 }
 
+impl Node {
+    fn is_of_package(&self) -> bool {
+        matches!(self.origin, Origin::Package(_))
+    }
+
+    /// A directory belongs to a package only as long as nobody else has something in it.
+    fn own(&mut self, origin: Origin) {
+        if self.is_of_package() && !matches!(origin, Origin::Package(_)) {
+            self.origin = origin;
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Tree {
     nodes: BTreeMap<Vec<u8>, Node>,
@@ -86,27 +99,51 @@ impl Tree {
         if path.is_empty() {
             return;
         }
-        match self.nodes.get(&path) {
+        match self.nodes.get_mut(&path) {
             // The links that every image has are not replaced by a package's directories.
             Some(known)
                 if is_directory && MERGED.contains(&path.as_slice()) && matches!(known.kind, Kind::Symlink { .. }) => {}
-            Some(known) if is_directory && matches!(known.kind, Kind::Directory) => {}
+            Some(known) if is_directory && matches!(known.kind, Kind::Directory) => known.own(node.origin),
             _ => {
                 self.nodes.insert(path, node);
             }
         }
     }
 
-    /// Adds the directories above a path that are not there.
+    /// Adds the directories above a path that are not there, and takes those of packages over.
     pub(crate) fn insert_parents(&mut self, path: &[u8], origin: Origin) {
         let mut at = parent(path);
         while let Some(directory) = at {
-            if self.nodes.contains_key(directory) {
-                break;
+            match self.nodes.get_mut(directory) {
+                Some(known) if known.is_of_package() && !matches!(origin, Origin::Package(_)) => known.own(origin),
+                Some(_) => break,
+                None => {
+                    self.nodes.insert(directory.to_vec(), Node { origin, kind: Kind::Directory });
+                }
             }
-            self.nodes.insert(directory.to_vec(), Node { origin, kind: Kind::Directory });
             at = parent(directory);
         }
+    }
+
+    /// Leaves what is not of packages, the given paths of packages, and the directories above those.
+    pub(crate) fn prune(&mut self, kept: &BTreeSet<Vec<u8>>, mut dropped: impl FnMut(&[u8], usize, &FileNode)) {
+        let mut above: BTreeSet<&[u8]> = BTreeSet::new();
+        for path in kept {
+            let mut at = parent(path);
+            while let Some(directory) = at
+                && above.insert(directory)
+            {
+                at = parent(directory);
+            }
+        }
+        self.nodes.retain(|path, node| {
+            let Origin::Package(number) = node.origin else { return true };
+            let stays = kept.contains(path) || above.contains(path.as_slice());
+            if let (false, Kind::File(file)) = (stays, &node.kind) {
+                dropped(path, number, file);
+            }
+            stays
+        });
     }
 
     pub(crate) fn get(&self, path: &[u8]) -> Option<&Node> {

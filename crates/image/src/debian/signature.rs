@@ -158,23 +158,24 @@ impl Keyring {
             return Err(" one is over a broken hash;".into());
         }
         for (name, certificate) in &self.keys {
-            for signer in Self::signers(certificate).into_iter().filter(|signer| signer.key.made(signature)) {
-                if !signer.usable {
-                    return Err(format!(" the key {name} is revoked or not for signing;"));
-                }
-                if signer.expires.is_some_and(|expires| expires <= now_seconds) {
-                    return Err(format!(" the key {name} has expired (a newer bulkhead brings newer keys);"));
-                }
-                let created = signature.created().map_or(0, |time| u64::from(time.as_secs()));
-                let lifetime = signature.signature_expiration_time().map_or(0, |time| u64::from(time.as_secs()));
-                if lifetime != 0 && created + lifetime <= now_seconds {
-                    return Err(format!(" the signature by {name} has expired;"));
-                }
-                if !signer.key.check(signature, text) {
-                    return Err(format!(" the signature by {name} does not fit the text, so the text was changed;"));
-                }
-                return Ok(());
+            let Some(signer) = Self::signers(certificate).into_iter().find(|signer| signer.key.made(signature)) else {
+                continue;
+            };
+            if !signer.usable {
+                return Err(format!(" the key {name} is revoked or not for signing;"));
             }
+            if signer.expires.is_some_and(|expires| expires <= now_seconds) {
+                return Err(format!(" the key {name} has expired (a newer bulkhead brings newer keys);"));
+            }
+            let created = signature.created().map_or(0, |time| u64::from(time.as_secs()));
+            let lifetime = signature.signature_expiration_time().map_or(0, |time| u64::from(time.as_secs()));
+            if lifetime != 0 && created + lifetime <= now_seconds {
+                return Err(format!(" the signature by {name} has expired;"));
+            }
+            if !signer.key.check(signature, text) {
+                return Err(format!(" the signature by {name} does not fit the text, so the text was changed;"));
+            }
+            return Ok(());
         }
         let mut reason = String::from(" one is by an unknown key");
         if let Some(id) = signature.issuer_fingerprint().first() {
