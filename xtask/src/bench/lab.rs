@@ -251,7 +251,8 @@ impl Lab {
 
     /// Forgets what the client knows of files it has read and of nodes.
     pub fn forget_scans(&self) -> Result<()> {
-        for directory in ["image", "nodes"] {
+        // Packages that were downloaded stay: what is measured is the upload.
+        for directory in ["image/index", "nodes"] {
             let path = self.cache().join(directory);
             match fs::remove_dir_all(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
