@@ -7,9 +7,11 @@ use crate::{
     output::seconds,
     plan::{Known, KnownBy, Plan, Wanted, plan},
     session::{Session, all_must_answer, app_of, cache_directory, node_error},
-    workspace::App,
+    workspace::{App, write_durably},
 };
-use bulkhead_core::{AppName, FileDigest, ImageId, NodeName, fleet::FleetNode, image::Image, order::ServiceSpec};
+use bulkhead_core::{
+    AppName, FileDigest, FleetName, ImageId, NodeName, OrderId, fleet::FleetNode, image::Image, order::ServiceSpec,
+};
 use bulkhead_fleet::push::{Early, Payload};
 use bulkhead_image::{BuildError, BuildRequest, Built, ErrorKind, Phase, Sources};
 use bulkhead_store::{
@@ -17,10 +19,12 @@ use bulkhead_store::{
     pack::{Contents, Nothing, Options},
 };
 use bulkhead_wire::{NodeStatus, Release};
+use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, Read, Seek as _, SeekFrom},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -83,22 +87,63 @@ pub fn present(node: NodeName, status: &NodeStatus, app: &AppName) -> Present {
 /// What this machine remembers of an app, without asking anyone.
 #[must_use]
 pub fn remembered(session: &Session, nodes: &[(NodeName, FleetNode)], app: &AppName) -> Vec<Present> {
+    let fleet = &session.files.fleet.fleet;
     nodes
         .iter()
         .map(|(node, _)| {
-            let known = session.memory.recall(&session.files.fleet.fleet, node, app);
+            let known = session.memory.recall(fleet, node, app);
             let nothing = known.position.counter == 0;
+            // What was made live last counts only while no other order came after it.
+            let live = recall_live(fleet, node, app).filter(|live| Some(live.order) == known.position.previous);
             Present {
                 node: node.clone(),
                 by: if nothing { KnownBy::Unknown } else { KnownBy::Remembered },
                 counter: known.position.counter,
-                live: None,
-                image: known.images.first().copied(),
-                services: None,
+                live: live.as_ref().map(|live| live.release),
+                image: live.as_ref().map(|live| live.image).or(known.images.first().copied()),
+                services: live.map(|live| live.services),
                 images: known.images,
             }
         })
         .collect()
+}
+
+/// The last release that this machine made live on a node.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MadeLive {
+    /// Its order.
+    pub order: OrderId,
+    /// Its number.
+    pub release: u64,
+    /// Its image.
+    pub image: ImageId,
+    /// Its services.
+    pub services: Vec<ServiceSpec>,
+}
+
+fn live_path(fleet: &FleetName, node: &NodeName, app: &AppName) -> Result<PathBuf> {
+    Ok(cache_directory()?.join("live").join(fleet.as_str()).join(node.as_str()).join(format!("{app}.json")))
+}
+
+fn recall_live(fleet: &FleetName, node: &NodeName, app: &AppName) -> Option<MadeLive> {
+    // A memory that cannot be read is no memory.
+    let text = std::fs::read(live_path(fleet, node, app).ok()?).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// Remembers what was made live, for the next plan.
+///
+/// # Errors
+/// It cannot be written; only a later plan says less then.
+pub fn remember_live(fleet: &FleetName, node: &NodeName, app: &AppName, live: &MadeLive) -> Result<()> {
+    let path = live_path(fleet, node, app)?;
+    let text =
+        serde_json::to_vec(live).map_err(|error| Error::during(Kind::Internal, "cannot remember a release", &error))?;
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)
+            .map_err(|error| Error::during(Kind::Internal, format!("cannot make {}", parent.display()), &error))?;
+    }
+    write_durably(&path, &text)
 }
 
 /// The plan from what is wanted and what is known.

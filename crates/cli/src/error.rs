@@ -10,12 +10,15 @@
 //!   hint: did you mean `command`?
 //! ```
 
-use crate::output::{Paint, printable_lines};
+use crate::{
+    output::{Paint, printable_lines},
+    workspace::shown,
+};
 use bulkhead_core::manifest::ManifestError;
 use bulkhead_wire::{Failure, FailureKind, LogLine};
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::{fmt::Write as _, path::Path};
+use std::path::Path;
 
 /// A command's result.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -189,8 +192,8 @@ impl Error {
     #[must_use]
     pub fn manifest(path: &Path, error: &ManifestError) -> Self {
         let place = match error.line {
-            Some(line) => format!("{}:{line}", path.display()),
-            None => path.display().to_string(),
+            Some(line) => format!("{}:{line}", shown(path)),
+            None => shown(path).to_string(),
         };
         // The parser's text is: a title with the position, the line with a mark below it, the sentence.
         let lines: Vec<&str> = error.message.trim_end().lines().collect();
@@ -244,7 +247,7 @@ impl Error {
     pub fn render(&self, paint: Paint) -> String {
         let mut out = String::new();
         let mut line = |label: &str, text: &str| {
-            let _ = writeln!(out, "{label} {}", printable_lines(text).replace('\n', "\n  "));
+            putln!(out, "{label} {}", printable_lines(text).replace('\n', "\n  "));
         };
         line(&paint.error("error:"), &self.message);
         for cause in &self.causes {

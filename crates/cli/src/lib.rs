@@ -23,6 +23,19 @@
 //! - Text from a node is made printable before it reaches a terminal.
 //! - An interruption at any moment leaves local files whole and nodes with a release that serves.
 
+/// Appends formatted text to a string, which cannot fail as writing to other things can.
+macro_rules! put {
+    ($out:expr, $($text:tt)*) => { $out.push_str(&format!($($text)*)) };
+}
+
+/// As `put!`, and ends the line.
+macro_rules! putln {
+    ($out:expr, $($text:tt)*) => {{
+        $out.push_str(&format!($($text)*));
+        $out.push('\n');
+    }};
+}
+
 pub mod args;
 pub mod commands;
 pub mod deployment;
@@ -105,7 +118,7 @@ fn block_on(context: &Context, command: &Command) -> Result<()> {
 /// Help and versions go to standard output; mistakes to standard error, with exit code 2.
 fn wrong_arguments(error: &clap::Error) -> ExitCode {
     // clap chooses the stream; nobody is left to be told when it is closed.
-    let _ = error.print();
+    error.print().ok();
     if !error.use_stderr() {
         return ExitCode::SUCCESS;
     }
@@ -113,7 +126,7 @@ fn wrong_arguments(error: &clap::Error) -> ExitCode {
         let text = error.to_string();
         let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
         let report = Error::usage(message).report();
-        let _ = Ui::new(Format::Json).result(&report, |_, _| String::new());
+        Ui::new(Format::Json).result(&report, |_, _| String::new()).ok();
     }
     ExitCode::from(Kind::Usage.exit_code())
 }

@@ -7,6 +7,7 @@
 use crate::{
     Context,
     args::OrderArgs,
+    deployment::{MadeLive, remember_live},
     error::{Error, ErrorBody, Kind, Result},
     output::{Paint, printable, seconds, size},
     session::{Session, now, push_error},
@@ -21,12 +22,11 @@ use bulkhead_fleet::{
     push::{Early, NodeOutcome, Payload, Progress, Push, SignedOrder, push_over},
     sign::{SignError, Signer},
 };
-use bulkhead_wire::{LogLine, StepKind};
+use bulkhead_wire::{Done, LogLine, StepKind};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
     future::Future,
     pin::Pin,
     sync::{Mutex, PoisonError},
@@ -174,7 +174,20 @@ pub async fn carry_out(
     let (identities, timeouts, memory) = (&session.identities, session.timeouts, &session.memory);
     let outcomes = push_over(&request, early, identities, timeouts, memory, &make, &hear).await;
     context.ui.clear();
+    remember(context, session, &draft, &outcomes);
     report(context, &draft, plan, outcomes, args)
+}
+
+/// Keeps what is live now, so that the next plan can be shown without asking.
+fn remember(context: &Context, session: &Session, draft: &Draft, outcomes: &[NodeOutcome]) {
+    let Action::Run(run) = &draft.action else { return };
+    for outcome in outcomes {
+        let Ok(Done { release: Some(release), order: Some(order), .. }) = outcome.result else { continue };
+        let live = MadeLive { order, release, image: run.image, services: run.services.clone() };
+        if let Err(error) = remember_live(&session.files.fleet.fleet, &outcome.node, &draft.app, &live) {
+            context.ui.warn(&error);
+        }
+    }
 }
 
 fn template(session: &Session, draft: &Draft, args: &OrderArgs) -> Result<Order> {
@@ -445,9 +458,9 @@ pub fn render(report: &OrderReport, timings: bool, paint: Paint) -> String {
     out.push_str(&table.render(paint));
     // The error that follows names one node's log; the others' would be lost.
     for node in report.nodes.iter().filter(|node| !node.log.is_empty()).skip(1) {
-        let _ = writeln!(out, "\nlast log lines on {}", node.node);
+        putln!(out, "\nlast log lines on {}", node.node);
         for line in &node.log {
-            let _ = writeln!(out, "  {} | {}", printable(&line.service), printable(&line.text));
+            putln!(out, "  {} | {}", printable(&line.service), printable(&line.text));
         }
     }
     out

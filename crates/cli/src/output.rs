@@ -166,7 +166,7 @@ impl Ui {
 
     fn err(&self, text: &str) {
         // Nobody is left to be told when standard error itself fails.
-        let _ = std::io::stderr().lock().write_all(text.as_bytes());
+        std::io::stderr().lock().write_all(text.as_bytes()).ok();
     }
 
     /// One line about what is being done, on standard error.
@@ -297,7 +297,7 @@ impl Ui {
         }
         if self.json && !error.shown {
             // Where standard output is broken too, the exit code still says it.
-            let _ = self.result(&error.report(), |_, _| String::new());
+            self.result(&error.report(), |_, _| String::new()).ok();
         }
         self.err(&error.render(self.stderr));
     }

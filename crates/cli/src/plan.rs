@@ -28,7 +28,6 @@ use serde::Serialize;
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, HashSet},
-    fmt::Write as _,
 };
 
 /// How many changed paths are kept as examples.
@@ -393,7 +392,7 @@ impl Plan {
             }
             _ => String::new(),
         };
-        let _ = writeln!(out, "{}{origin}{contents}\n", paint.bold(&title));
+        putln!(out, "{}{origin}{contents}\n", paint.bold(&title));
 
         let mut table = Table::new(&["NODE", "RELEASE", "IMAGE", "FILES", "TO SEND"]);
         for node in &self.nodes {
@@ -420,35 +419,35 @@ impl Plan {
 
         // Nodes mostly agree, so what changes is said once for all that share it.
         for (nodes, examples, more) in self.grouped_files() {
-            let _ = writeln!(out, "\nfiles{}", self.on(&nodes));
+            putln!(out, "\nfiles{}", self.on(&nodes));
             for example in examples {
-                let _ = writeln!(out, "  {}", printable(example));
+                putln!(out, "  {}", printable(example));
             }
             if more > 0 {
-                let _ = writeln!(out, "  … and {} more", count(more));
+                putln!(out, "  … and {} more", count(more));
             }
         }
         for (nodes, changes) in self.grouped_services() {
             let Some(changes) = changes else {
-                let _ = writeln!(out, "\nservices{}: what runs now was not asked", self.on(&nodes));
+                putln!(out, "\nservices{}: what runs now was not asked", self.on(&nodes));
                 continue;
             };
             if changes.is_empty() {
                 continue;
             }
-            let _ = writeln!(out, "\nservices{}", self.on(&nodes));
+            putln!(out, "\nservices{}", self.on(&nodes));
             for change in changes {
                 render_change(&mut out, change);
             }
         }
         if !self.allowed.is_empty() {
-            let _ = writeln!(out, "\nallowed by the manifest, which the lint would refuse");
+            putln!(out, "\nallowed by the manifest, which the lint would refuse");
             for path in &self.allowed {
-                let _ = writeln!(out, "  {}", printable(path));
+                putln!(out, "  {}", printable(path));
             }
         }
         if self.nodes.iter().any(|node| node.known_by == KnownBy::Remembered) {
-            let _ = writeln!(out, "\n{}", paint.faint("* as this machine remembers it; a node that differs says so"));
+            putln!(out, "\n{}", paint.faint("* as this machine remembers it; a node that differs says so"));
         }
         if !self.changes_anything() {
             out.push_str("\nall of it runs there already\n");
@@ -504,7 +503,7 @@ fn render_change(out: &mut String, change: &ServiceChange) {
         Change::Changed => '~',
         Change::Removed => '-',
     };
-    let _ = writeln!(out, "  {sign} {}", change.service);
+    putln!(out, "  {sign} {}", change.service);
     let width = change.fields.iter().map(|field| field.field.len()).max().unwrap_or(0);
     for field in &change.fields {
         let value = match (&field.from, &field.to) {
@@ -513,7 +512,7 @@ fn render_change(out: &mut String, change: &ServiceChange) {
             (Some(from), None) => format!("{} → nothing", printable(from)),
             (None, None) => String::new(),
         };
-        let _ = writeln!(out, "      {:width$}  {value}", printable(&field.field));
+        putln!(out, "      {:width$}  {value}", printable(&field.field));
     }
 }
 

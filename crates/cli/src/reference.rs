@@ -19,7 +19,7 @@ use bulkhead_core::{
 use clap::CommandFactory as _;
 use schemars::{Schema, schema_for};
 use serde_json::{Map, Value};
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::collections::BTreeMap;
 
 const GENERATED: &str = "<!-- Written by `bulkhead generate-docs docs` from the code. Do not edit. -->\n";
 /// Help text is wrapped at this width, wherever it is generated.
@@ -72,7 +72,7 @@ fn commands_page() -> String {
     );
     page.push_str("## Exit codes\n\n| code | meaning |\n|---|---|\n| 0 | done |\n");
     for kind in Kind::ALL {
-        let _ = writeln!(page, "| {} | {} |", kind.exit_code(), kind.meaning());
+        putln!(page, "| {} | {} |", kind.exit_code(), kind.meaning());
     }
     page.push_str(
         "\n## Environment variables\n\n\
@@ -93,10 +93,10 @@ fn commands_page() -> String {
     for command in root.get_subcommands().filter(|command| !command.is_hide_set()) {
         command_section(&mut page, &mut shapes, &[command.get_name()], command);
     }
-    let _ = writeln!(page, "## JSON shapes\n");
+    putln!(page, "## JSON shapes\n");
     let error = schema_for!(ErrorReport);
     let name = shapes.add(&error);
-    let _ = writeln!(
+    putln!(
         page,
         "Fields marked `?` may be null. A command that fails prints [{name}](#{}), unless its result already\nsays what went wrong.\n",
         anchor(&name)
@@ -116,10 +116,10 @@ fn command_section(page: &mut String, shapes: &mut Shapes, path: &[&str], comman
     }
     let name = path.join(" ");
     let help = command.clone().term_width(WIDTH).render_long_help().to_string();
-    let _ = writeln!(page, "## `bulkhead {name}`\n\n```text\n{}\n```\n", trimmed(&help));
+    putln!(page, "## `bulkhead {name}`\n\n```text\n{}\n```\n", trimmed(&help));
     if let Some(schema) = shape_of(&name) {
         let shape = shapes.add(&schema);
-        let _ = writeln!(page, "With `-o json`: [{shape}](#{}).\n", anchor(&shape));
+        putln!(page, "With `-o json`: [{shape}](#{}).\n", anchor(&shape));
     }
 }
 
@@ -155,7 +155,7 @@ impl Shapes {
         let mut out = String::new();
         for (name, schema) in &self.0 {
             let Some(properties) = schema["properties"].as_object() else { continue };
-            let _ = writeln!(out, "### {name}\n\n{}\n\n{}", description(schema), self.table(properties, "field"));
+            putln!(out, "### {name}\n\n{}\n\n{}", description(schema), self.table(properties, "field"));
         }
         out
     }
@@ -164,7 +164,7 @@ impl Shapes {
         let mut out = format!("| {key} | type | meaning |\n|---|---|---|\n");
         for (name, property) in properties {
             let meaning = self.meaning(property).replace('|', "\\|");
-            let _ = writeln!(out, "| `{name}` | {} | {meaning} |", self.type_of(property));
+            putln!(out, "| `{name}` | {} | {meaning} |", self.type_of(property));
         }
         out
     }
@@ -209,13 +209,13 @@ impl Shapes {
         }
         let one = |kind: &str| match kind {
             "array" => format!("list of {}", self.type_of(&schema["items"])),
-            "object" => match schema
-                .get("additionalProperties")
-                .or_else(|| schema["patternProperties"].as_object().and_then(|patterns| patterns.values().next()))
-            {
-                Some(values) if values.is_object() => format!("table of {}", self.type_of(values)),
-                _ => "table".into(),
-            },
+            "object" => {
+                let patterns = schema["patternProperties"].as_object().and_then(|patterns| patterns.values().next());
+                match patterns.or(schema.get("additionalProperties")).filter(|values| values.is_object()) {
+                    Some(values) => format!("table of {}", self.type_of(values)),
+                    None => "table".into(),
+                }
+            }
             kind => kind.to_owned(),
         };
         match &schema["type"] {
@@ -265,7 +265,7 @@ fn manifest_page() -> String {
         manifest_section(&mut page, &shapes, title, name, note);
     }
     let defaults = ImageSection::default();
-    let _ = writeln!(
+    putln!(
         page,
         "Defaults of `[image]`: `source = {:?}`, `to = {:?}`, `suite = {:?}`, `platform = {:?}`; lists are empty.\n\n\
          Defaults of a service: `health.within = \"30s\"`, `drain = \"10s\"`, `stop = \"10s\"`; no limits.\n",
@@ -289,7 +289,7 @@ fn manifest_section(page: &mut String, shapes: &Shapes, title: &str, name: &str,
     let Some(schema) = shapes.0.get(name) else { return };
     let Some(properties) = schema["properties"].as_object() else { return };
     let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    let _ = writeln!(
+    putln!(
         page,
         "## {title}\n\n{}{}\n",
         description(schema),
@@ -300,7 +300,7 @@ fn manifest_section(page: &mut String, shapes: &Shapes, title: &str, name: &str,
         let kind = plain_type(shapes, property);
         let mark = if required.contains(&key.as_str()) { " (required)" } else { "" };
         let meaning = shapes.meaning(property).replace('|', "\\|");
-        let _ = writeln!(table, "| `{key}`{mark} | {kind} | {meaning} |");
+        putln!(table, "| `{key}`{mark} | {kind} | {meaning} |");
     }
     page.push_str(&table);
     page.push('\n');
@@ -319,6 +319,8 @@ fn plain_type(shapes: &Shapes, property: &Value) -> String {
     }
     out.push_str(rest);
     out.replace("table of section", "sections")
+        .replace("list of string", "list of strings")
+        .replace("table of string", "table of strings")
 }
 
 const EXAMPLE: &str = r#"app = "notes"

@@ -6,7 +6,7 @@ use bulkhead_core::{
     name::NAME_MAX,
     policy::{Demand, Key, Policy, Role, Root},
 };
-use std::{collections::BTreeSet, fmt::Write as _, str::FromStr};
+use std::{collections::BTreeSet, str::FromStr};
 
 /// A name made from any text: what does not fit is dropped; nothing left gives `fallback`.
 #[must_use]
@@ -82,7 +82,7 @@ pub(crate) fn manifest(app: &str, found: &Found) -> String {
             vec!["node".to_owned(), node_entry(package, &found.files)]
         }
         None => {
-            let _ = writeln!(
+            putln!(
                 text,
                 "# The program is linked statically or brings its libraries; Debian packages can be named here.\n\
                  packages = []\n\
@@ -93,7 +93,7 @@ pub(crate) fn manifest(app: &str, found: &Found) -> String {
         }
     };
     let words: Vec<String> = command.iter().map(|word| format!("{word:?}")).collect();
-    let _ = write!(
+    put!(
         text,
         "\n[services.web]\n\
          command = [{}]\n\

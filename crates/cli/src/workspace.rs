@@ -81,9 +81,9 @@ pub fn read_text(path: &Path) -> Result<String> {
     let mut text = String::new();
     let file = std::fs::File::open(path);
     let read = file.and_then(|file| file.take(TEXT_MAX_BYTES + 1).read_to_string(&mut text));
-    read.map_err(|error| Error::during(Kind::Configuration, format!("cannot read {}", path.display()), &error))?;
+    read.map_err(|error| Error::during(Kind::Configuration, format!("cannot read {}", shown(path)), &error))?;
     if text.len() as u64 > TEXT_MAX_BYTES {
-        return Err(Error::configuration(format!("{} is over 4 MiB: this is the wrong file", path.display())));
+        return Err(Error::configuration(format!("{} is over 4 MiB: this is the wrong file", shown(path))));
     }
     Ok(text)
 }
@@ -121,6 +121,11 @@ fn sync_directory(_: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// A path as a person would write it: without a leading `./`.
+pub(crate) fn shown(path: &Path) -> std::path::Display<'_> {
+    path.strip_prefix(".").unwrap_or(path).display()
+}
+
 /// The folder that a file lies in, never empty.
 fn folder_of(path: &Path) -> PathBuf {
     match path.parent() {
@@ -136,14 +141,10 @@ impl App {
     /// There is none, or it is wrong.
     pub fn load(places: &Places) -> Result<Self> {
         let path = places.manifest.clone().unwrap_or_else(|| MANIFEST.into());
-        match path.try_exists() {
-            Ok(false) => {
-                let shown = path.display();
-                return Err(Error::configuration(format!("{shown} does not exist"))
-                    .hint("go to the app's folder, or name it with `-C DIR` or `--manifest FILE`")
-                    .hint("`bulkhead init` writes a first one"));
-            }
-            Ok(true) | Err(_) => {}
+        if matches!(path.try_exists(), Ok(false)) {
+            return Err(Error::configuration(format!("{} does not exist", shown(&path)))
+                .hint("go to the app's folder, or name it with `-C DIR` or `--manifest FILE`")
+                .hint("`bulkhead init` writes a first one"));
         }
         let text = read_text(&path)?;
         let manifest = Manifest::parse(&text).map_err(|error| Error::manifest(&path, &error))?;
@@ -163,7 +164,9 @@ impl App {
         for name in wanted {
             if !all.iter().any(|(known, _)| known == name) {
                 let place = self.path.display();
-                let message = format!("{place}: [environments.{environment}] names node `{name}`, which is not in it");
+                let message = format!(
+                    "{place}: [environments.{environment}] names node `{name}`, which {FLEET} does not have there"
+                );
                 let known: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
                 return Err(suggest(Error::configuration(message), name.as_str(), &known));
             }
@@ -228,18 +231,18 @@ impl FleetFiles {
     pub fn policy(&self) -> Result<PolicyFiles> {
         let path = self.directory.join(POLICY);
         let text = read_text(&path).map_err(|error| error.hint("`bulkhead init` writes a first one"))?;
-        let shown = path.display();
+        let place = shown(&path);
         if text.len() > POLICY_MAX_BYTES {
-            return Err(Error::configuration(format!("{shown} is over 1 MiB")));
+            return Err(Error::configuration(format!("{place} is over 1 MiB")));
         }
         let signatures_path = self.directory.join(POLICY_SIGNATURES);
         let signatures: Vec<String> = serde_json::from_str(&read_text(&signatures_path)?).map_err(|error| {
-            let shown = signatures_path.display();
-            Error::during(Kind::Configuration, format!("{shown} is not a JSON list of signatures"), &error)
+            let what = format!("{} is not a JSON list of signatures", shown(&signatures_path));
+            Error::during(Kind::Configuration, what, &error)
         })?;
         let bytes = text.into_bytes();
         let verified = bulkhead_trust::pin_first_policy(&bytes, &signatures, &self.fleet.fleet).map_err(|refusal| {
-            let mut error = Error::configuration(format!("{shown}: {}", refusal.message));
+            let mut error = Error::configuration(format!("{place}: {}", refusal.message));
             error.hints.extend(refusal.hint);
             error
         })?;
@@ -261,7 +264,7 @@ impl FleetFiles {
             .collect();
         if nodes.is_empty() {
             let path = self.directory.join(FLEET);
-            let message = format!("{} has no node in environment `{environment}`", path.display());
+            let message = format!("{} has no node in environment `{environment}`", shown(&path));
             let environments = self.environments();
             let known: Vec<&str> = environments.iter().map(EnvironmentName::as_str).collect();
             let error = suggest(Error::configuration(message), environment.as_str(), &known);
@@ -300,7 +303,7 @@ impl FleetFiles {
         let all = self.environments();
         match all.as_slice() {
             [only] => Ok(only.clone()),
-            [] => Err(Error::configuration(format!("{} has no nodes", self.directory.join(FLEET).display()))
+            [] => Err(Error::configuration(format!("{} has no nodes", shown(&self.directory.join(FLEET))))
                 .hint("`bulkhead local up` makes local nodes")),
             several => {
                 let names: Vec<&str> = several.iter().map(EnvironmentName::as_str).collect();

@@ -12,7 +12,7 @@ use bulkhead_image::{Finding, Report};
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::{fmt::Write as _, time::Duration};
+use std::time::Duration;
 
 /// Builds the image: what goes in, what was left out and why, what the lint said
 ///
@@ -146,8 +146,8 @@ fn finding(finding: &Finding) -> LintFinding {
 
 fn render(report: &BuildReport, paint: Paint) -> String {
     let mut out = String::new();
-    let _ = writeln!(out, "{}", paint.bold(&format!("{}  image {}", report.app, report.image)));
-    let _ = writeln!(
+    putln!(out, "{}", paint.bold(&format!("{}  image {}", report.app, report.image)));
+    putln!(
         out,
         "{} files, {}; {} read anew; {}",
         count(report.files),
@@ -163,10 +163,10 @@ fn render(report: &BuildReport, paint: Paint) -> String {
         for package in &report.packages {
             table.row([package.name.clone(), package.version.clone(), count(package.files), size(package.bytes)]);
         }
-        let _ = write!(out, "\n{}", table.render(paint));
+        put!(out, "\n{}", table.render(paint));
     }
     if !report.npm_packages.is_empty() {
-        let _ = writeln!(out, "\n{} npm packages", count(report.npm_packages.len() as u64));
+        putln!(out, "\n{} npm packages", count(report.npm_packages.len() as u64));
     }
     if !report.omitted.is_empty() {
         let mut table = Table::new(&["LEFT OUT", ">COUNT", ">SIZE", "SUCH AS"]);
@@ -174,16 +174,16 @@ fn render(report: &BuildReport, paint: Paint) -> String {
             let example = omission.biggest.first().cloned().unwrap_or_default();
             table.row([omission.reason.clone(), count(omission.count), size(omission.bytes), example]);
         }
-        let _ = write!(out, "\n{}", table.render(paint));
+        put!(out, "\n{}", table.render(paint));
     }
     for (title, findings) in
         [("warnings", &report.warnings), ("allowed by the manifest, which the lint would refuse", &report.allowed)]
     {
         if !findings.is_empty() {
-            let _ = writeln!(out, "\n{}", paint.bold(title));
+            putln!(out, "\n{}", paint.bold(title));
             for finding in findings {
                 let path = printable(&finding.path);
-                let _ = writeln!(out, "  {path}: {} [{}]", printable(&finding.sentence), finding.rule);
+                putln!(out, "  {path}: {} [{}]", printable(&finding.sentence), finding.rule);
             }
         }
     }

@@ -21,7 +21,6 @@ use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
-    fmt::Write as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -275,13 +274,13 @@ fn guessed_manifest(path: &Path) -> Result<String> {
 fn render(report: &InitReport, paint: Paint) -> String {
     let mut out = String::new();
     for path in &report.written {
-        let _ = writeln!(out, "wrote  {path}");
+        putln!(out, "wrote  {path}");
     }
     for path in &report.kept {
-        let _ = writeln!(out, "kept   {}", paint.faint(path));
+        putln!(out, "kept   {}", paint.faint(path));
     }
     if let Some(key) = &report.key {
-        let _ = writeln!(out, "\nfleet {}: {key} is its root and release key", paint.bold(&report.fleet));
+        putln!(out, "\nfleet {}: {key} is its root and release key", paint.bold(&report.fleet));
     }
     out.push_str("\nnext: look at bulkhead.toml, then `bulkhead local up` and `bulkhead deploy -e staging`\n");
     out

@@ -115,7 +115,7 @@ async fn follow(
             };
             if let Err(error) = ended.await {
                 // The receiver is gone only when the command ends.
-                let _ = sender.send((name, Err(error))).await;
+                sender.send((name, Err(error))).await.ok();
             }
         });
     }

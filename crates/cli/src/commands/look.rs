@@ -14,7 +14,6 @@ use bulkhead_wire::{Look, View};
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::fmt::Write as _;
 
 /// Looks into a running service from outside; nothing enters it
 ///
@@ -117,7 +116,7 @@ fn render(report: &LookReport, paint: Paint) -> String {
     let mut out = String::new();
     for part in &report.parts {
         if report.parts.len() > 1 {
-            let _ = writeln!(out, "{}", paint.faint(&format!("-- {} on {}", part.tool, report.node)));
+            putln!(out, "{}", paint.faint(&format!("-- {} on {}", part.tool, report.node)));
         }
         match &part.text {
             Some(text) => out.push_str(&(printable_lines(text) + "\n")),

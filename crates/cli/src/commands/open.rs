@@ -76,7 +76,9 @@ pub async fn run(context: &Context, args: &OpenArgs) -> Result<()> {
     context.ui.result(&report, |report, paint| {
         format!("{}  {}/{} on {}\n", paint.bold(&report.url), report.app, report.service, report.node)
     })?;
-    context.ui.step("interrupt to close it");
+    if context.ui.is_interactive() {
+        context.ui.note("interrupt to close it");
+    }
     loop {
         let (stream, _) = listener
             .accept()

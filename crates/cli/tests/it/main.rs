@@ -1,6 +1,8 @@
 //! The program as a person runs it: in a folder of its own, without a terminal,
 //! an agent or a home that matters. Real nodes are tested elsewhere.
 
+#![expect(clippy::unwrap_used, reason = "what cannot be set up fails the test")]
+
 mod errors;
 mod init;
 
