@@ -16,6 +16,7 @@ pub(crate) struct Stamp {
 
 /// What is at a path that an image cannot hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(unix), expect(dead_code, reason = "only Unix tells them apart"))]
 pub(crate) enum Special {
     Socket,
     Fifo,

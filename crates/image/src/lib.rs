@@ -14,6 +14,7 @@
 //! | `runtime` | what known programs load at run time without saying so in ELF |
 //! | `base` | the few files that every image has |
 //! | `sbom` | package metadata, SPDX and CycloneDX |
+//! | `pattern` | paths as a manifest names them: a file, a folder, a pattern |
 //! | `lint` | what must not be in an image |
 //! | `build` | the order of all that |
 //!
@@ -31,6 +32,7 @@
 //! indices/…               InRelease and Packages.xz of the suites
 //! debs/SHA256.deb         packages as downloaded
 //! packages/SHA256.json    what a package holds, path by path
+//! npm/ID.json             names and versions of a folder's npm packages
 //! files/AB/DIGEST         contents of package files
 //! ```
 

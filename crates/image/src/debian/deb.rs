@@ -148,7 +148,7 @@ fn listing_path(cache_dir: &Path, sha256: &str) -> PathBuf {
     cache_dir.join("packages").join(format!("{sha256}.json"))
 }
 
-/// The listing of a package that was unpacked before, if all its files are still there.
+/// The listing of a package that was unpacked before. Its files may be gone: a build looks for those it keeps.
 pub(crate) fn cached(cache_dir: &Path, sha256: &str) -> Option<Listing> {
     let listing: Listing = serde_json::from_slice(&fs::read(listing_path(cache_dir, sha256)).ok()?).ok()?;
     (listing.listing == LISTING_VERSION).then_some(listing)

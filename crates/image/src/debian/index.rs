@@ -18,7 +18,7 @@ const SIMILAR_SHOWN: usize = 3;
 pub(crate) fn field<'a>(paragraph: &'a str, name: &str) -> Option<&'a str> {
     let mut at = 0;
     for line in paragraph.split_inclusive('\n') {
-        if let Some((key, value)) = line.split_once(':')
+        if let Some((key, _)) = line.split_once(':')
             && key.eq_ignore_ascii_case(name)
             && !line.starts_with([' ', '\t'])
         {
@@ -28,7 +28,6 @@ pub(crate) fn field<'a>(paragraph: &'a str, name: &str) -> Option<&'a str> {
                 .take_while(|line| line.starts_with([' ', '\t']))
                 .map(str::len)
                 .sum();
-            let _ = value;
             return Some(paragraph[start..at + line.len() + more].trim());
         }
         at += line.len();

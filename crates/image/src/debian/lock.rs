@@ -9,7 +9,7 @@ use super::DebianError;
 use bulkhead_core::manifest::parse_toml;
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Write as _},
     path::Path,
 };
@@ -103,7 +103,7 @@ impl Lock {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt as _;
-            file.as_file().set_permissions(fs::Permissions::from_mode(0o644)).map_err(failed)?;
+            file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(failed)?;
         }
         file.persist(&path).map_err(|error| failed(error.error))?;
         #[cfg(unix)]
@@ -141,6 +141,7 @@ impl Pinned {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn pinned() -> Pinned {
         Pinned {
