@@ -650,7 +650,7 @@ fn debians_node_runs_from_what_is_kept() {
     if !debian_can_be_reached() {
         return;
     }
-    for suite in ["trixie", "bookworm"] {
+    for suite in ["trixie", "bookworm", "forky"] {
         let image = format!("suite = \"{suite}\"\npackages = [\"nodejs\", \"ca-certificates\"]");
         let bed = debian(&image, "node");
         bed.write("server.js", SERVER).write("module.mjs", MODULE).write("common.cjs", "exports.named = 1;");
