@@ -111,12 +111,15 @@ fn up() -> Result<()> {
     })?;
     write_version(&demo, "second version")?;
     demo.step("change one file (version.txt) and deploy again", |demo| {
-        println!("\x1b[2m$\x1b[0m echo 'second version' > version.txt");
+        run::say("echo 'second version' > version.txt");
         demo.show(&["deploy", "-e", "staging", "--yes", "-m", "a better text"])
     })?;
     demo.step("the page, through SSH", |demo| page(demo, "second version"))?;
     demo.step("roll back", |demo| demo.show(&["rollback", "-e", "staging", "notes", "--yes"]))?;
     demo.step("the page again", |demo| page(demo, "first version"))?;
+    demo.step("what listens on a node that runs the app: sshd, and nothing else", |demo| {
+        demo.show(&["local", "exec", "staging-1", "--", "ss", "-ltn"])
+    })?;
     demo.step("every release ever", |demo| {
         demo.show(&["releases", "-e", "staging", "notes"])?;
         demo.show(&["ps", "-e", "production"])
@@ -177,7 +180,7 @@ struct Opened {
 /// Opens a tunnel, fetches the page through it and shows its text.
 fn page(demo: &Demo, expected: &str) -> Result<()> {
     let arguments = ["open", "-e", "staging", "notes/web"];
-    println!("\x1b[2m$\x1b[0m {} &", run::display(&demo.bulkhead(&arguments)));
+    run::say(&format!("{} &", run::display(&demo.bulkhead(&arguments))));
     let mut command = demo.bulkhead(&arguments);
     command.args(["-o", "json"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     let mut tunnel = Tunnel(command.spawn().context("cannot run bulkhead open")?);
@@ -196,7 +199,7 @@ fn page(demo: &Demo, expected: &str) -> Result<()> {
         }
     });
     let opened = receiver.recv_timeout(PAGE_WITHIN).context("bulkhead open did not say where it listens")?;
-    println!("\x1b[2m$\x1b[0m curl http://127.0.0.1:{}/", opened.port);
+    run::say(&format!("curl http://127.0.0.1:{}/", opened.port));
     let html = get(opened.port)?;
     for line in text_of(&html) {
         println!("  {line}");

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 use std::{
     ffi::OsStr,
+    io::IsTerminal as _,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -33,8 +34,18 @@ pub fn run(command: &mut Command) -> Result<()> {
 
 /// Prints the command, then runs it with this process's standard streams.
 pub fn show(command: &mut Command) -> Result<()> {
-    println!("\x1b[2m$\x1b[0m {}", display(command));
+    say(&display(command));
     run(command)
+}
+
+/// Shows a command line that is run in another way.
+pub fn say(line: &str) {
+    println!("{} {line}", style("2", "$"));
+}
+
+/// Text in a style of the terminal, where there is one.
+fn style(code: &str, text: &str) -> String {
+    if std::io::stdout().is_terminal() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
 /// Runs a command without input; its output is what is returned, both streams of it are in an error.
@@ -76,7 +87,7 @@ pub fn cargo() -> Command {
 
 /// Says what comes next.
 pub fn heading(text: &str) {
-    println!("\n\x1b[1m── {text}\x1b[0m");
+    println!("\n{}", style("1", &format!("── {text}")));
 }
 
 #[cfg(test)]
