@@ -58,7 +58,7 @@ pub fn run(paths: &Paths) -> Result<(), String> {
     let (mut input, mut output) = (fs::File::from(stdin), fs::File::from(stdout));
     let request = match read_request(&mut input) {
         Ok(request) => request,
-        Err(failure) => return answer(&mut output, failure),
+        Err(failure) => return answer(&mut output, *failure),
     };
     let connected = match &request.ask {
         Ask::Open { app, service } => {
@@ -69,7 +69,7 @@ pub fn run(paths: &Paths) -> Result<(), String> {
     };
     let socket = match connected {
         Ok(socket) => socket,
-        Err(failure) => return answer(&mut output, failure),
+        Err(failure) => return answer(&mut output, *failure),
     };
     let result = match request.ask {
         Ask::Open { .. } => relay(input, output, &socket),
@@ -85,8 +85,8 @@ fn failure(kind: FailureKind, rule: &str, message: String) -> Box<Failure> {
 }
 
 /// Says why not, as the last event. A client that is gone needs no answer.
-fn answer(output: &mut impl Write, failure: Box<Failure>) -> Result<(), String> {
-    let payload = serde_json::to_vec(&Event::Failed(*failure)).map_err(|error| format!("bulkhead: {error}"))?;
+fn answer(output: &mut impl Write, failure: Failure) -> Result<(), String> {
+    let payload = serde_json::to_vec(&Event::Failed(failure)).map_err(|error| format!("bulkhead: {error}"))?;
     frame::write_frame(output, Kind::Message, &payload)
         .and_then(|()| output.flush().map_err(bulkhead_wire::FrameError::Io))
         .map_err(|error| format!("bulkhead: {error}"))

@@ -87,6 +87,16 @@ pub fn begin(arguments: &[&str]) -> Result<Job, SystemdError> {
 }
 
 impl Job {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn wait(mut self) -> Result<(), SystemdError> {
+        let waited = self.child.wait();
+        waited.map_err(|source| SystemdError::Run { program: self.program.clone(), source })?;
+        self.poll().map(drop)
+    }
+
     /// Whether it has ended, and how.
     ///
     /// # Errors
@@ -200,6 +210,35 @@ pub fn processes(unit: &str) -> Vec<u32> {
     found
 }
 
+/// Ends the processes of a service that are process 1 of their namespace and do
+/// nothing on SIGTERM. Anywhere else SIGTERM would end them; for process 1 the
+/// kernel ignores a signal without a handler, and the service would be waited
+/// for in vain until its time to stop is up.
+pub fn end_deaf_processes(unit: &str) {
+    for pid in processes(unit) {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        if is_deaf(&status)
+            && let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw)
+        {
+            // One that has ended meanwhile is what was wanted.
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
+        }
+    }
+}
+
+/// Whether `/proc/PID/status` is of a process 1 for which SIGTERM has its
+/// default action: neither caught, nor ignored on purpose, nor blocked to be waited for.
+fn is_deaf(status: &str) -> bool {
+    const SIGTERM: u64 = 1 << 14;
+    let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(str::trim);
+    let numbers: Vec<&str> = field("NSpid").map(|text| text.split_whitespace().collect()).unwrap_or_default();
+    let is_first = numbers.len() > 1 && numbers.last() == Some(&"1");
+    let has_default = ["SigCgt", "SigIgn", "SigBlk"].iter().all(|key| {
+        field(key).and_then(|mask| u64::from_str_radix(mask, 16).ok()).is_some_and(|mask| mask & SIGTERM == 0)
+    });
+    is_first && has_default
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,5 +268,25 @@ mod tests {
         assert_eq!(timestamp("@1795432883"), Some(Timestamp(1_795_432_883)));
         assert_eq!(timestamp("@0"), None);
         assert_eq!(timestamp(""), None);
+    }
+
+    #[test]
+    fn who_does_not_hear_a_sigterm() {
+        let status = |pids: &str, blocked: &str, ignored: &str, caught: &str| {
+            format!("Name:\tx\nNSpid:\t{pids}\nSigBlk:\t{blocked}\nSigIgn:\t{ignored}\nSigCgt:\t{caught}\n")
+        };
+        let (none, term) = ("0000000000000000", "0000000000004000");
+        for (text, expected) in [
+            (status("189\t1", none, none, none), true),
+            (status("189\t1", none, "0000000000001000", "0000000188000000"), true),
+            (status("189\t1", none, none, term), false),
+            (status("189\t1", none, term, none), false),
+            (status("189\t1", term, none, none), false),
+            (status("189\t7", none, none, none), false),
+            (status("1", none, none, none), false),
+            (String::new(), false),
+        ] {
+            assert_eq!(is_deaf(&text), expected, "{text}");
+        }
     }
 }

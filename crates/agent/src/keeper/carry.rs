@@ -51,9 +51,9 @@ use std::{
 /// Log lines that come with a failure.
 const FAILURE_LOG_LINES: u32 = 20;
 /// Between two looks at the connections of a draining release.
-const DRAIN_PAUSE: Duration = Duration::from_millis(10);
-/// So often in a row must none be seen: a connection that was on its way while the link was renamed has arrived by then.
-const DRAIN_LOOKS: u32 = 2;
+const DRAIN_PAUSE: Duration = Duration::from_millis(20);
+/// So often in a row must none be seen: a client that read the link before it was renamed has connected by then.
+const DRAIN_LOOKS: u32 = 12;
 
 /// Carries an accepted order out and records that it is done.
 ///
@@ -209,6 +209,9 @@ impl<'a> Release<'a> {
         let name = self.app.name();
         let directory = self.paths.run.join("live").join(name.as_str());
         fs::create_dir_all(&directory).map_err(FileError::io("create", &directory))?;
+        // The gate goes through it; who may come this far is decided by the directory above.
+        rustix::fs::chmod(&directory, Mode::from_raw_mode(0o755))
+            .map_err(|error| FileError::io("set the mode of", &directory)(error.into()))?;
         for service in self.run.services.iter().filter(|service| service.port.is_some()) {
             let link = self.paths.live_link(name, &service.name);
             let fresh = directory.join(format!(".{}", service.name));
@@ -351,8 +354,13 @@ fn stop_units(names: &[String]) {
     }
     let mut arguments = vec!["stop"];
     arguments.extend(names.iter().map(String::as_str));
-    match systemd::systemctl(&arguments) {
-        Ok(_) => {}
+    let stopped = systemd::begin(&arguments).and_then(|job| {
+        // If systemd has not come to it yet it takes this for a crash, and stops the service all the same.
+        names.iter().for_each(|name| systemd::end_deaf_processes(name));
+        job.wait()
+    });
+    match stopped {
+        Ok(()) => {}
         // Of a unit that failed and is gone already systemd says so; the others were stopped.
         Err(systemd::SystemdError::Failed { message, .. })
             if message.lines().all(|line| line.contains("not loaded")) => {}

@@ -37,6 +37,7 @@ use rustix::fs::{Mode, OFlags};
 use std::{
     collections::HashMap,
     fs::File,
+    io::Read as _,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -330,26 +331,56 @@ fn receive(
     check_image(&image, run)?;
     let objects = distinct_objects(&image);
     drop(image);
-    let wanted: HashMap<FileDigest, u64> = objects.iter().copied().collect();
+    let mut missing = store.missing(&objects).or_fail()?;
+    // What is here already is neither asked of the disk again nor taken from anybody.
+    let wanted: HashMap<FileDigest, u64> = absent(&objects, &missing).collect();
     if let Some(name) = &offer.dropped {
         ingest_dropped(paths, push, name, &wanted)?;
     }
-    push.ingest(&mut peer.stream(), &wanted).or_fail()?;
-    let mut missing = store.missing(&objects).or_fail()?;
+    ingest(peer, push, &wanted)?;
+    update(store, &objects, &mut missing)?;
     if missing.contains(&true) {
-        let count = missing.iter().filter(|missing| **missing).count() as u64;
+        let count = absent(&objects, &missing).count() as u64;
         peer.send(&Event::Missing { count, bits: missing_bits(&missing) }).or_fail()?;
-        push.ingest(&mut peer.stream(), &wanted).or_fail()?;
-        missing = store.missing(&objects).or_fail()?;
+        ingest(peer, push, &wanted)?;
+        update(store, &objects, &mut missing)?;
     }
-    if let Some(index) = missing.iter().position(|missing| *missing) {
-        let count = missing.iter().filter(|missing| **missing).count();
-        let message =
-            format!("{count} objects of the image did not come, object {} among them", objects[index].0.short());
+    if let Some((first, _)) = absent(&objects, &missing).next() {
+        let count = absent(&objects, &missing).count();
+        let message = format!("{count} objects of the image did not come, object {} among them", first.short());
         return Err(failure(FailureKind::Request, "missing", message));
     }
     push.sync().or_fail()?;
     push.put_document(run.image, &document).or_fail()
+}
+
+/// The objects whose flag is set.
+fn absent<'a>(objects: &'a [(FileDigest, u64)], missing: &'a [bool]) -> impl Iterator<Item = (FileDigest, u64)> + 'a {
+    objects.iter().zip(missing).filter(|(_, missing)| **missing).map(|(object, _)| *object)
+}
+
+/// Looks again for those that were missing.
+fn update(store: &Store, objects: &[(FileDigest, u64)], missing: &mut [bool]) -> Result<(), Box<Failure>> {
+    let asked: Vec<(FileDigest, u64)> = absent(objects, missing).collect();
+    let still = store.missing(&asked).or_fail()?;
+    for (flag, still) in missing.iter_mut().filter(|flag| **flag).zip(still) {
+        *flag = still;
+    }
+    Ok(())
+}
+
+/// Takes in the pack stream that comes next; one without a byte is no pack, and means that nothing comes.
+fn ingest(peer: &mut Peer, push: &Push<'_>, wanted: &HashMap<FileDigest, u64>) -> Result<(), Box<Failure>> {
+    let mut stream = peer.stream();
+    let mut first = [0];
+    let lost =
+        |error: std::io::Error| failure(FailureKind::Request, "protocol", format!("the pack did not come: {error}"));
+    if stream.read(&mut first).map_err(lost)? == 0 {
+        return Ok(());
+    }
+    push.ingest(&mut first.as_slice().chain(&mut stream), wanted).or_fail()?;
+    // What a pack has after its end belongs to nothing.
+    stream.skip().map_err(lost)
 }
 
 fn no_image(image: ImageId) -> Box<Failure> {
