@@ -34,6 +34,8 @@ pub struct Unix {
     pub path: String,
 }
 
+/// The kernel's number of the state `ESTABLISHED`.
+pub const ESTABLISHED: u8 = 1;
 /// The kernel's number of the state `LISTEN`.
 pub const LISTEN: u8 = 10;
 

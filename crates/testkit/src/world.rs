@@ -32,6 +32,7 @@ pub struct World {
     bulkhead: PathBuf,
     agent: PathBuf,
     testapp: PathBuf,
+    name: String,
 }
 
 /// What a finished command said.
@@ -118,21 +119,17 @@ impl World {
             bulkhead: existing("BULKHEAD_BIN", build.join("bulkhead"))?,
             agent: existing("BULKHEAD_AGENT", static_build.join("bulkhead-agent"))?,
             testapp: existing("BULKHEAD_TESTAPP", static_build.join("testapp"))?,
+            // A fleet is named after its folder, and machines after their fleet.
+            name: format!("it-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)),
         };
         fs::create_dir_all(world.fleet())?;
-        let key = world.key();
-        let keygen = Command::new("ssh-keygen")
-            .args(["-q", "-t", "ed25519", "-N", "", "-C", "tester", "-f"])
-            .arg(&key)
-            .status()?;
-        ensure!(keygen.success(), "ssh-keygen failed");
-        let name = format!("it-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        world.run(&world.fleet(), &["init", "--fleet-name", &name, "--key", &key.display().to_string()])?.expect(0)?;
+        let words = ["init", "--new-key", &world.key().display().to_string()];
+        finish(world.command(&world.fleet(), &words).env_remove("BULKHEAD_FLEET"), &words)?.expect(0)?;
         let manifest = world.fleet().join("bulkhead.toml");
         if manifest.exists() {
             fs::remove_file(manifest)?;
         }
-        world.run(&world.fleet(), &["local", "up", "--yes", "--nodes", nodes])?.expect(0)?;
+        world.run(&world.fleet(), &["local", "up", "--nodes", nodes])?.expect(0)?;
         Ok(world)
     }
 
@@ -145,7 +142,7 @@ impl World {
     /// The folder of `fleet.toml`.
     #[must_use]
     pub fn fleet(&self) -> PathBuf {
-        self.root.path().join("fleet")
+        self.root.path().join(&self.name)
     }
 
     /// The key that may do everything.
@@ -335,7 +332,7 @@ impl App<'_> {
         let ran = self.world.run(&self.world.fleet(), &["local", "ls", "-o", "json"])?.expect(0)?;
         let json = ran.json()?;
         let nodes = json["nodes"].as_array().context("no nodes")?;
-        let found = nodes.iter().find(|one| one["name"] == node).with_context(|| format!("no node {node}: {ran}"))?;
+        let found = nodes.iter().find(|one| one["node"] == node).with_context(|| format!("no node {node}: {ran}"))?;
         let pid = found["pid"].as_u64().with_context(|| format!("{node} is down: {ran}"))?;
         Ok(PathBuf::from(format!("/proc/{pid}/root")))
     }

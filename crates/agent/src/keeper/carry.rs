@@ -129,7 +129,7 @@ impl<'a> Release<'a> {
                 let path = self.paths.units.join(name);
                 // Of /run, so not durable; and not touched where it is as it should be.
                 if durable::read(&path).or_fail()?.as_deref() != Some(text.as_bytes()) {
-                    fs::write(&path, text).map_err(FileError::io("write", &path)).or_fail()?;
+                    write_unit(&path, &text).or_fail()?;
                 }
             }
         }
@@ -263,11 +263,11 @@ impl<'a> Release<'a> {
         let name = self.app.name();
         for service in self.run.services.iter().filter(|service| service.port.is_some()) {
             let socket = self.paths.socket_directory(name, self.number, &service.name).join("sock");
+            let unit = self.names(&service.name).service;
             let within = Duration::from_millis(u64::from(service.drain_ms));
             let mut quiet = 0;
             while quiet < DRAIN_LOOKS {
-                // Where the list cannot be read, the time is all there is to go by.
-                quiet = if sockets::connections(&socket).is_ok_and(|count| count == 0) { quiet + 1 } else { 0 };
+                quiet = if is_idle(&socket, &unit, service.port) { quiet + 1 } else { 0 };
                 if quiet < DRAIN_LOOKS {
                     if quiet == 0 && begun.elapsed() >= within {
                         break;
@@ -347,6 +347,28 @@ impl<'a> Release<'a> {
     }
 }
 
+/// Whether nobody is connected to a service: no connection waits in its socket
+/// or was accepted from it, and none goes on in its network namespace. Both are
+/// looked at: a connection has its client's namespace on the socket's side, so
+/// those from other namespaces show on the service's side only.
+///
+/// Where neither can be read, the drain time is all there is to go by.
+fn is_idle(socket: &Path, unit: &str, port: Option<u16>) -> bool {
+    let inside = match systemd::processes(unit).first() {
+        None => return true,
+        Some(pid) => sockets::inet(*pid, "tcp"),
+    };
+    let is_open = |found: &sockets::Inet| found.state == sockets::ESTABLISHED && Some(found.local.1) == port;
+    inside.is_ok_and(|found| !found.iter().any(is_open)) && sockets::connections(socket).is_ok_and(|count| count == 0)
+}
+
+/// A unit is for systemd and everyone to read; without this it complains about the keeper's umask.
+fn write_unit(path: &Path, text: &str) -> Result<(), FileError> {
+    fs::write(path, text).map_err(FileError::io("write", path))?;
+    rustix::fs::chmod(path, Mode::from_raw_mode(0o644))
+        .map_err(|error| FileError::io("set the mode of", path)(error.into()))
+}
+
 /// Stops units; those that are not there are stopped.
 fn stop_units(names: &[String]) {
     if names.is_empty() {
@@ -379,7 +401,7 @@ fn make_accounts(paths: &Paths, app: &App, uid: u32) -> Result<(), Box<Failure>>
     }
     let (name, text) = units::accounts_unit(app.name(), uid);
     let path = paths.units.join(&name);
-    fs::write(&path, text).map_err(FileError::io("write", &path)).or_fail()?;
+    write_unit(&path, &text).or_fail()?;
     let result = systemd::systemctl(&["start", &name]).map(drop).or_fail();
     durable::remove(&path).or_fail()?;
     result

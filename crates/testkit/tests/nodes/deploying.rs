@@ -43,11 +43,11 @@ fn unchanged(world: &World) -> Result<()> {
     let app = world.app("unchanged", SERVE, WEB)?;
     app.deploy("staging", 0)?;
     let before =
-        world.on_node("stage-1", &["systemctl", "show", "-P", "MainPID", "bulkhead-unchanged-web-r1.service"])?;
+        world.on_node("stage-1", &["systemctl", "show", "-P", "MainPID", "bulkhead-unchanged.web.r1.service"])?;
     app.deploy("staging", 0)?;
     app.serves("stage-1", "1")?;
     let after =
-        world.on_node("stage-1", &["systemctl", "show", "-P", "MainPID", "bulkhead-unchanged-web-r*.service"])?;
+        world.on_node("stage-1", &["systemctl", "show", "-P", "MainPID", "bulkhead-unchanged.web.r*.service"])?;
     ensure!(!after.trim().is_empty() && !before.trim().is_empty(), "`{before}` `{after}`");
     Ok(())
 }
@@ -139,7 +139,7 @@ fn stop_start_restart_remove(world: &World) -> Result<()> {
     app.run(&["rm", "-e", "staging", "cycle", "--yes"])?.expect(0)?;
     ensure!(app.get("stage-1", "/version").is_err(), "a removed service answers");
     let units = world
-        .on_node("stage-1", &["systemctl", "list-units", "--all", "--plain", "--no-legend", "bulkhead-cycle-*"])?;
+        .on_node("stage-1", &["systemctl", "list-units", "--all", "--plain", "--no-legend", "bulkhead-cycle.*"])?;
     ensure!(units.trim().is_empty(), "{units}");
     // A removed app can come back: its counter goes on.
     app.deploy("staging", 0)?;

@@ -35,7 +35,7 @@ fn trials(prefix: &'static str, nodes: &'static str, tests: &[(&'static str, Tes
     let trial = |(name, test): &(&'static str, Test)| {
         let (test, world) = (*test, Arc::clone(world));
         Trial::test(format!("{prefix}::{name}"), move || {
-            shared(&world, nodes).and_then(|world| test(&world)).map_err(|error| Failed::from(format!("{error:?}")))
+            shared(&world, nodes).and_then(|world| test(&world)).map_err(|error| Failed::from(format!("{error:#}")))
         })
     };
     tests.iter().map(trial).collect()

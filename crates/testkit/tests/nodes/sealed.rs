@@ -75,7 +75,7 @@ fn exposure(world: &World) -> Result<()> {
     let app = world.app("exposed", &["serve", "3000"], WEB)?;
     app.deploy("staging", 0)?;
     let text =
-        world.on_node("stage-1", &["systemd-analyze", "security", "--no-pager", "bulkhead-exposed-web-r1.service"])?;
+        world.on_node("stage-1", &["systemd-analyze", "security", "--no-pager", "bulkhead-exposed.web.r1.service"])?;
     let line = text.lines().find(|line| line.contains("Overall exposure level")).context("no exposure level")?;
     let level: f64 =
         line.split(':').nth(1).and_then(|rest| rest.split_whitespace().next()).context("no number")?.parse()?;
