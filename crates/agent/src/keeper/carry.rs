@@ -50,6 +50,8 @@ use std::{
 
 /// Log lines that come with a failure.
 const FAILURE_LOG_LINES: u32 = 20;
+/// Lines of an image unit's journal that say why it failed.
+const MOUNT_LOG_LINES: u32 = 5;
 /// Between two looks at the connections of a draining release.
 const DRAIN_PAUSE: Duration = Duration::from_millis(20);
 /// So often in a row must none be seen: a client that read the link before it was renamed has connected by then.
@@ -67,6 +69,31 @@ pub fn carry_out(paths: &Paths, app: &App, number: u64, order: &Order, peer: &mu
         Action::Restart { services } => start(paths, app, number, services, true, peer),
         Action::Remove { volumes } => remove(paths, app, number, *volumes, peer),
     }
+}
+
+/// Mounts an image through its unit. Done before an order is accepted: what can
+/// go wrong here is the node's fault, not the release's.
+///
+/// # Errors
+/// What the unit's journal says, such as a full disk.
+pub fn mount(image: ImageId) -> Result<(), Box<Failure>> {
+    let unit = units::image_unit(image);
+    if systemd::systemctl(&["start", &unit]).is_ok() {
+        return Ok(());
+    }
+    let said = logs::of_unit(&unit, MOUNT_LOG_LINES);
+    let is_full = said.contains("is full") || said.contains("No space left");
+    let mut failure = failure(
+        FailureKind::Node,
+        if is_full { "disk-full" } else { "mount" },
+        format!(
+            "image {} cannot be mounted: {}",
+            image.short(),
+            if said.is_empty() { "its unit failed" } else { &said }
+        ),
+    );
+    failure.hint = is_full.then(|| "make room on the node's disk, or remove apps it no longer needs".into());
+    Err(failure)
 }
 
 /// A release and where it is.
@@ -153,13 +180,8 @@ impl<'a> Release<'a> {
                 socket: self.paths.socket_directory(self.app.name(), self.number, &spec.name).join("sock"),
             })
             .collect();
-        let mut is_mounted = false;
         let waited = health::wait(&watches, Some(job), |service, seen| {
             // The peer is committed: telling it cannot fail.
-            if !is_mounted {
-                is_mounted = true;
-                drop(peer.step(StepKind::Mounted, None));
-            }
             let step = if seen == Seen::Started { StepKind::Started } else { StepKind::Healthy };
             drop(peer.step(step, Some(service)));
         });

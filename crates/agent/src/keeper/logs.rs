@@ -154,6 +154,18 @@ pub fn last(query: &Query<'_>) -> Vec<LogLine> {
     lines
 }
 
+/// What a unit of ours said last, as one text; empty where the journal cannot be read.
+#[must_use]
+pub fn of_unit(unit: &str, lines: u32) -> String {
+    drop(Command::new("journalctl").arg("--sync").stdin(Stdio::null()).stderr(Stdio::null()).status());
+    let lines = lines.to_string();
+    // By field, not `--unit`: that adds what systemd says about the unit.
+    let arguments = ["--quiet", "--no-pager", "--output=cat", "--lines", &lines, &format!("_SYSTEMD_UNIT={unit}")];
+    let output = Command::new("journalctl").args(arguments).stdin(Stdio::null()).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

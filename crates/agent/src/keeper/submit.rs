@@ -93,8 +93,12 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
     if let Action::Run(run) = &order.action {
         receive(paths, peer, &store, &push, run, submit.image.as_ref())?;
         check_units(paths, order, run, number)?;
+        peer.step(StepKind::Received, None).or_fail()?;
+        carry::mount(run.image)?;
+        peer.step(StepKind::Mounted, None).or_fail()?;
+    } else {
+        peer.step(StepKind::Received, None).or_fail()?;
     }
-    peer.step(StepKind::Received, None).or_fail()?;
 
     let entry = |event| Entry {
         app: Some(order.app.clone()),

@@ -1,13 +1,14 @@
-//! Reboots and power cuts.
+//! Reboots, power cuts and full disks: what a test does to a node of its own.
 
 use anyhow::{Context as _, Result, ensure};
-use bulkhead_testkit::world::World;
+use bulkhead_testkit::world::{World, noise};
 use std::{
     thread,
     time::{Duration, Instant},
 };
 
-pub(crate) const TESTS: &[(&str, crate::Test)] = &[("power_cut_at_any_moment_of_a_deploy", power_cut)];
+pub(crate) const TESTS: &[(&str, crate::Test)] =
+    &[("power_cut_at_any_moment_of_a_deploy", power_cut), ("a_full_disk_on_the_node", full_disk)];
 
 /// Also the test of a reboot with nobody connected: after each cut the node
 /// comes back and serves before anything but the test's own look at its socket.
@@ -37,4 +38,19 @@ fn power_cut(world: &World) -> Result<()> {
         old = new;
     }
     Ok(())
+}
+
+fn full_disk(world: &World) -> Result<()> {
+    let app = world.app("heavy", &["serve", "3000"], "port = 3000\nstop = \"1s\"\ndrain = \"100ms\"")?;
+    app.deploy("staging", 0)?;
+    std::fs::write(app.folder.join("noise"), noise(3 << 20, 1))?;
+    app.write("version.txt", "2")?;
+    let store = "/var/lib/bulkhead/store";
+    world.on_node("stage-1", &["mount", "-t", "tmpfs", "-o", "size=9M,mode=0700", "tmpfs", store])?;
+    let failed = app.run(&["deploy", "-e", "staging", "--yes"]);
+    world.on_node("stage-1", &["umount", store])?;
+    failed?.expect(8)?.says("disk")?;
+    app.serves("stage-1", "1")?;
+    app.deploy("staging", 0)?;
+    app.serves("stage-1", "2")
 }

@@ -1,7 +1,7 @@
 //! Everything on real nodes: `systemd-nspawn` machines with real systemd, journald and OpenSSH.
 //!
-//! One fleet of three nodes serves most tests, each with an app of its own; the
-//! tests that cut a node's power have a fleet of their own. The harness is
+//! One fleet of three nodes serves most tests, each with an app of its own; a
+//! test that cuts a node's power or fills its disk has a fleet of its own. The harness is
 //! `libtest-mimic`, so that the fleets are taken down after the last test,
 //! whatever came of it.
 
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     if !root || std::env::var("BULKHEAD_TEST_NODES").is_ok_and(|value| value == "skip") {
         return skip(if root { "BULKHEAD_TEST_NODES=skip" } else { "not root" });
     }
-    let (steady, doomed) = (Shared::default(), Shared::default());
+    let (steady, doomed, filled) = (Shared::default(), Shared::default(), Shared::default());
     let three = "stage-1=staging,prod-1=production,prod-2=production";
     let mut all = Vec::new();
     all.extend(trials("deploying", three, deploying::TESTS, &steady));
@@ -58,9 +58,10 @@ fn main() -> ExitCode {
     all.extend(trials("orders", three, orders::TESTS, &steady));
     all.extend(trials("sealed", three, sealed::TESTS, &steady));
     all.extend(trials("hostile", three, hostile::TESTS, &steady));
-    all.extend(trials("lives", "stage-1=staging", lives::TESTS, &doomed));
+    all.extend(trials("lives", "stage-1=staging", &lives::TESTS[..1], &doomed));
+    all.extend(trials("lives", "stage-1=staging", &lives::TESTS[1..], &filled));
     let conclusion = libtest_mimic::run(&arguments, all);
-    for world in [&steady, &doomed] {
+    for world in [&steady, &doomed, &filled] {
         world.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
     conclusion.exit_code()

@@ -41,9 +41,10 @@ fn inside(world: &World) -> Result<()> {
     let pids: Vec<&str> = processes.lines().filter(|line| line.chars().all(|c| c.is_ascii_digit())).collect();
     ensure!(pids == ["1"], "{pids:?}");
     let root = ask("/list/")?;
-    for absent in ["home", "boot", "srv", "opt"] {
+    for absent in ["boot", "srv", "opt", "media"] {
         ensure!(!root.lines().any(|line| line == absent), "/{absent} is in {root}");
     }
+    ensure!(ask("/list/home")?.is_empty() || ask("/list/home")?.starts_with("error"), "/home has something");
     let bin = ask("/list/usr/bin").unwrap_or_default();
     ensure!(!bin.contains("sh"), "{bin}");
     let status = ask("/read/proc/self/status")?;
