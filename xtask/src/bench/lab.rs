@@ -71,6 +71,8 @@ pub struct Deploy {
     pub mounted_ms: Option<f64>,
     pub started_ms: Option<f64>,
     pub healthy_ms: Option<f64>,
+    /// From the push's start until the client heard of health. What was connected before is not in it.
+    until_healthy_ms: Option<f64>,
 }
 
 /// The part of `bulkhead deploy -o json` that is read here.
@@ -92,6 +94,7 @@ struct Timings {
     mounted_ms: Option<f64>,
     started_ms: Option<f64>,
     healthy_ms: Option<f64>,
+    until_healthy_ms: Option<f64>,
     total_ms: f64,
 }
 
@@ -114,17 +117,19 @@ impl Deploy {
             mounted_ms: timings.mounted_ms,
             started_ms: timings.started_ms,
             healthy_ms: timings.healthy_ms,
+            until_healthy_ms: timings.until_healthy_ms,
         })
     }
 
-    /// From the command until the first connection is begun: scan, plan, sign.
+    /// From the command until the order is pushed: scan, plan; nodes are connected to meanwhile.
     pub fn before_ms(&self) -> f64 {
         (self.wall_s * 1000.0 - self.push_ms).max(0.0)
     }
 
-    /// From the command to a step that the node timed.
+    /// From the command to a step that the node timed, by its distance from health.
     fn until_s(&self, step_ms: Option<f64>) -> Option<f64> {
-        step_ms.map(|step_ms| (self.before_ms() + self.connect_ms + step_ms) / 1000.0)
+        let before_health_ms = self.healthy_ms? - step_ms?;
+        Some((self.before_ms() + self.until_healthy_ms? - before_health_ms) / 1000.0)
     }
 
     /// From the command until the new release answers its health check.
@@ -145,7 +150,7 @@ impl Deploy {
 
 impl Timings {
     fn done_ms(&self) -> f64 {
-        self.connect_ms + self.healthy_ms.unwrap_or(self.total_ms)
+        self.until_healthy_ms.unwrap_or(self.total_ms)
     }
 }
 
@@ -162,13 +167,7 @@ impl Lab {
             lab.remove_all()?;
         }
         fs::create_dir_all(&lab.folder).with_context(|| format!("cannot make {}", lab.folder.display()))?;
-        let key = lab.key();
-        if !key.exists() {
-            run::output(
-                Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "bench", "-f"]).arg(&key),
-            )?;
-        }
-        lab.read(&["init", "--fleet-name", "bench", "--key", &key.display().to_string()])?;
+        lab.read(&["init", "--new-key", &lab.key().display().to_string()])?;
         Ok(lab)
     }
 
@@ -498,9 +497,9 @@ mod tests {
     fn times_of_a_deploy() {
         let json = r#"{"nodes": [
             {"timings": {"connect_ms": 100, "transfer_ms": 20, "durable_ms": 60, "mounted_ms": 70, "started_ms": 90,
-                         "healthy_ms": 250, "total_ms": 400}},
+                         "healthy_ms": 250, "until_healthy_ms": 350, "total_ms": 400}},
             {"timings": {"connect_ms": 10, "transfer_ms": 2, "durable_ms": 6, "mounted_ms": 7, "started_ms": 9,
-                         "healthy_ms": 25, "total_ms": 40}}]}"#;
+                         "healthy_ms": 25, "until_healthy_ms": 35, "total_ms": 40}}]}"#;
         let deploy = Deploy::new(1.0, json.as_bytes()).unwrap();
         let close = |value: Option<f64>, expected: f64| assert!((value.unwrap() - expected).abs() < 1e-9, "{value:?}");
         close(Some(deploy.before_ms()), 600.0);

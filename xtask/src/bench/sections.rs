@@ -82,8 +82,12 @@ fn parts(name: &str, deploys: &[Deploy], figures: &mut Figures) -> Result<()> {
         median(&values)
     };
     let table = [
-        ("scan_ms", "scan, plan and sign, until the connection is begun", of(|d| Some(d.before_ms()))),
-        ("connect_ms", "TCP, key exchange, authentication", of(|d| Some(d.connect_ms))),
+        ("scan_ms", "scan and plan, until the push begins", of(|d| Some(d.before_ms()))),
+        (
+            "connect_ms",
+            "TCP, key exchange, authentication; begun while the folder is scanned",
+            of(|d| Some(d.connect_ms)),
+        ),
         ("transfer_ms", "from connected until the node has all", of(|d| d.transfer_ms)),
         ("durable_ms", "since the node read the request: would survive a power cut", of(|d| d.durable_ms)),
         ("mounted_ms", "likewise: the image is mounted", of(|d| d.mounted_ms)),
