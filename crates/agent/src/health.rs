@@ -15,7 +15,7 @@ use bulkhead_core::{
 };
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     net::IpAddr,
     path::PathBuf,
     sync::mpsc,
@@ -29,6 +29,9 @@ const LOOK_FIRST: Duration = Duration::from_millis(5);
 const LOOK_LONGEST: Duration = Duration::from_millis(100);
 /// How long a service without a port must stay up.
 const STAYS_UP: Duration = Duration::from_secs(1);
+/// From when on a service of which no process was ever seen is asked about:
+/// it may have ended between two looks.
+const UNSEEN: Duration = Duration::from_millis(150);
 /// Between two HTTP requests of which the first did not do.
 const HTTP_PAUSE: Duration = Duration::from_millis(50);
 
@@ -101,6 +104,10 @@ pub fn wait(
             let inside = inside(&watch.names.service, host.as_deref());
             match inside {
                 Inside::Nothing if state.started.is_some() || job.is_none() => return Err(ended(watch)),
+                // The job waits for the proxies too, and they for the service: it does not tell.
+                Inside::Nothing if begun.elapsed() > UNSEEN && has_ended(&watch.names.service) => {
+                    return Err(ended(watch));
+                }
                 Inside::Process(_) if state.started.is_none() => {
                     state.started = Some(Instant::now());
                     tell(&watch.spec.name, Seen::Started);
@@ -204,6 +211,20 @@ fn reaches((address, port): (IpAddr, u16), wanted: u16) -> bool {
     answers && port == wanted
 }
 
+/// Waits, in the network namespace that this process is in, until something
+/// listens where a proxy would connect. What ends the waiting otherwise is systemd.
+///
+/// # Errors
+/// The kernel's list of sockets cannot be read.
+pub fn await_listener(port: u16) -> io::Result<()> {
+    let mut pause = LOOK_FIRST;
+    while !sockets::listening(std::process::id())?.iter().any(|place| reaches(*place, port)) {
+        thread::sleep(pause);
+        pause = (pause * 5 / 4).min(LOOK_LONGEST / 5);
+    }
+    Ok(())
+}
+
 fn places(listens: &[(IpAddr, u16)]) -> String {
     let places: Vec<String> =
         listens.iter().take(5).map(|(address, port)| std::net::SocketAddr::new(*address, *port).to_string()).collect();
@@ -237,6 +258,15 @@ fn too_late(watch: &Watch<'_>, state: &State, listens: &[(IpAddr, u16)]) -> Unhe
 }
 
 const PROPERTIES: &str = "ActiveState,Result,ExecMainCode,ExecMainStatus,LoadState";
+
+/// Whether a unit's main process has come and gone.
+fn has_ended(unit: &str) -> bool {
+    let shown = systemd::show(&[unit], PROPERTIES).unwrap_or_default();
+    let of = |key| shown.get(unit).and_then(|properties| properties.get(key)).map_or("", String::as_str);
+    of("ActiveState") == "failed"
+        || !["", "0"].contains(&of("ExecMainCode"))
+        || !["", "success"].contains(&of("Result"))
+}
 
 fn ended(watch: &Watch<'_>) -> Unhealthy {
     let unit = watch.names.service.as_str();

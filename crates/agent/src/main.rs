@@ -1,7 +1,7 @@
 //! `bulkhead-agent`: one binary, several names and subcommands. As
 //! `bulkhead-gate` it is the login shell of the account that clients connect as.
 
-use bulkhead_agent::{boot, gate, install, keeper, state::Paths};
+use bulkhead_agent::{boot, gate, health, install, keeper, state::Paths};
 use bulkhead_core::ImageId;
 use bulkhead_store::{Store, mount};
 use std::{
@@ -10,7 +10,7 @@ use std::{
     process::ExitCode,
 };
 
-const USAGE: &str = "usage: bulkhead-agent gate | keeper | boot | mount IMAGE | unmount IMAGE
+const USAGE: &str = "usage: bulkhead-agent gate | keeper | boot | mount IMAGE | unmount IMAGE | await-port PORT
        bulkhead-agent install [--root DIR] [--verify]
        bulkhead-agent --version";
 
@@ -52,11 +52,18 @@ fn command(arguments: &[String]) -> Outcome {
         },
         ["mount", image] => mount_image(&paths, image),
         ["unmount", image] => unmount_image(&paths, image),
+        ["await-port", port] => await_port(port),
         ["install", ..] => install::command(&arguments[1..]),
         ["--version" | "-V"] => Ok(format!("bulkhead-agent {}", env!("CARGO_PKG_VERSION"))),
         _ => return Err(USAGE.into()),
     };
     result.map_err(|error| format!("bulkhead-agent: {error}"))
+}
+
+fn await_port(port: &str) -> Outcome {
+    let port = port.parse().map_err(|_| format!("`{port}` is not a port"))?;
+    health::await_listener(port).map_err(|error| format!("cannot see who listens: {error}"))?;
+    Ok(String::new())
 }
 
 fn parse_image(text: &str) -> Result<ImageId, String> {

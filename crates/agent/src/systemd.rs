@@ -121,8 +121,11 @@ impl Job {
 }
 
 impl Drop for Job {
-    /// A job left behind is still waited for, so that nothing of it stays.
+    /// A job left behind is not waited for: it may wait itself for what is
+    /// about to be stopped. Only `systemctl` ends, systemd goes on.
     fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.child.kill());
         if let Err(error) = self.child.wait() {
             eprintln_bounded(&format!("cannot wait for {}: {error}", self.program));
         }

@@ -12,16 +12,16 @@
 //!
 //! Two processes that both believe to be the only one on their data destroy it.
 //! So a service with a volume never runs beside its predecessor: after all
-//! others are healthy, the old ones with volumes stop, the new ones start, and
-//! if those fail the old ones start again. For that time, and no longer, they
-//! do not answer. Order of events: everything that can fail without an
+//! others are healthy, new connections begin to wait in the new ones' sockets,
+//! the old ones drain and stop, and the new ones start and take what waits. If
+//! those fail, the old ones start again, and what waited is lost. Order of events: everything that can fail without an
 //! interruption is tried before one begins.
 //!
 //! # Other orders
 //!
 //! Stop, start and restart change what is desired, durably, before they change
-//! what runs, so a boot honours them. Connections to a service that stops or
-//! restarts are cut, and none are answered until it listens again.
+//! what runs, so a boot honours them. A restart cuts the connections that are
+//! open while the service stops; later ones wait until it listens again.
 
 use super::{OrFail, failure, logs};
 use crate::{
@@ -43,13 +43,15 @@ use std::{
     collections::BTreeSet,
     fs, io,
     os::unix::fs::symlink,
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
 /// Log lines that come with a failure.
 const FAILURE_LOG_LINES: u32 = 20;
+/// What the names of proxies end with, see [`units::Names`].
+const PROXY_SUFFIX: &str = "-proxy.service";
 /// Lines of an image unit's journal that say why it failed.
 const MOUNT_LOG_LINES: u32 = 5;
 /// Between two looks at the connections of a draining release.
@@ -169,6 +171,7 @@ impl<'a> Release<'a> {
             return Ok(());
         }
         let image_unit = units::image_unit(self.run.image);
+        // One transaction, so that sockets come before their proxies: systemd refuses the other order.
         let names = self.unit_names(services);
         let arguments: Vec<&str> = ["start", &image_unit].into_iter().chain(names.iter().map(String::as_str)).collect();
         let job = systemd::begin(&arguments).or_fail()?;
@@ -234,7 +237,21 @@ impl<'a> Release<'a> {
         // The gate goes through it; who may come this far is decided by the directory above.
         rustix::fs::chmod(&directory, Mode::from_raw_mode(0o755))
             .map_err(|error| FileError::io("set the mode of", &directory)(error.into()))?;
-        for service in self.run.services.iter().filter(|service| service.port.is_some()) {
+        self.link_services(self.run.services.iter())?;
+        let kept: BTreeSet<&str> =
+            self.run.services.iter().filter(|s| s.port.is_some()).map(|service| service.name.as_str()).collect();
+        for entry in fs::read_dir(&directory).map_err(FileError::io("list", &directory))?.flatten() {
+            if entry.file_name().to_str().is_none_or(|name| !kept.contains(name)) {
+                fs::remove_file(entry.path()).map_err(FileError::io("remove", &entry.path()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn link_services<'b>(&self, services: impl IntoIterator<Item = &'b ServiceSpec>) -> Result<(), FileError> {
+        let name = self.app.name();
+        let directory = self.paths.run.join("live").join(name.as_str());
+        for service in services.into_iter().filter(|service| service.port.is_some()) {
             let link = self.paths.live_link(name, &service.name);
             let fresh = directory.join(format!(".{}", service.name));
             match fs::remove_file(&fresh) {
@@ -246,13 +263,6 @@ impl<'a> Release<'a> {
             let target = self.paths.socket_directory(name, self.number, &service.name);
             symlink(target, &fresh).map_err(FileError::io("link", &fresh))?;
             fs::rename(&fresh, &link).map_err(FileError::io("replace", &link))?;
-        }
-        let kept: BTreeSet<&str> =
-            self.run.services.iter().filter(|s| s.port.is_some()).map(|service| service.name.as_str()).collect();
-        for entry in fs::read_dir(&directory).map_err(FileError::io("list", &directory))?.flatten() {
-            if entry.file_name().to_str().is_none_or(|name| !kept.contains(name)) {
-                fs::remove_file(entry.path()).map_err(FileError::io("remove", &entry.path()))?;
-            }
         }
         Ok(())
     }
@@ -270,7 +280,7 @@ impl<'a> Release<'a> {
     fn start_without_waiting(&self, services: &[&ServiceSpec]) -> Result<(), Box<Failure>> {
         // Proxies are started by the first connection.
         let names: Vec<String> =
-            self.unit_names(services).into_iter().filter(|name| !name.ends_with("-proxy.service")).collect();
+            self.unit_names(services).into_iter().filter(|name| !name.ends_with(PROXY_SUFFIX)).collect();
         if names.is_empty() {
             return Ok(());
         }
@@ -279,24 +289,25 @@ impl<'a> Release<'a> {
         systemd::systemctl(&arguments).map(drop).or_fail()
     }
 
-    /// Waits until the release has no connection left, or each service's time is up.
-    fn drain(&self) {
+    /// Waits until these services have no connection left, or each one's time is up.
+    fn drain<'b>(&self, services: impl IntoIterator<Item = &'b ServiceSpec>) {
         let begun = Instant::now();
-        let name = self.app.name();
-        for service in self.run.services.iter().filter(|service| service.port.is_some()) {
-            let socket = self.paths.socket_directory(name, self.number, &service.name).join("sock");
-            let unit = self.names(&service.name).service;
-            let within = Duration::from_millis(u64::from(service.drain_ms));
-            let mut quiet = 0;
-            while quiet < DRAIN_LOOKS {
-                quiet = if is_idle(&socket, &unit, service.port) { quiet + 1 } else { 0 };
-                if quiet < DRAIN_LOOKS {
-                    if quiet == 0 && begun.elapsed() >= within {
-                        break;
-                    }
-                    thread::sleep(DRAIN_PAUSE);
-                }
-            }
+        let reachable: Vec<_> = services
+            .into_iter()
+            .filter(|service| service.port.is_some())
+            .map(|service| {
+                let socket = self.paths.socket_directory(self.app.name(), self.number, &service.name).join("sock");
+                (service, socket, self.names(&service.name).service)
+            })
+            .filter(|(_, _, unit)| !systemd::processes(unit).is_empty())
+            .collect();
+        let is_busy = |(service, socket, unit): &(&ServiceSpec, PathBuf, String)| {
+            begun.elapsed() < Duration::from_millis(u64::from(service.drain_ms)) && !is_idle(socket, unit, service.port)
+        };
+        let mut quiet = 0;
+        while quiet < DRAIN_LOOKS && !reachable.is_empty() {
+            quiet = if reachable.iter().any(is_busy) { 0 } else { quiet + 1 };
+            thread::sleep(DRAIN_PAUSE);
         }
     }
 
@@ -320,7 +331,7 @@ impl<'a> Release<'a> {
         peer.step(StepKind::Switched, None).or_fail()?;
         self.app.record_outcome(self.number, Outcome::Done).or_fail()?;
         if let Some(before) = before {
-            before.drain();
+            before.drain(&before.run.services);
             peer.step(StepKind::Drained, None).or_fail()?;
             before.discard(&before.run.services.iter().collect::<Vec<_>>());
             self.release_image(before.run.image);
@@ -345,17 +356,39 @@ impl<'a> Release<'a> {
         let stopped: Vec<&ServiceSpec> = before.map_or_else(Vec::new, |before| {
             before.run.services.iter().filter(has_volumes).filter(|s| !desired.stopped.contains(&s.name)).collect()
         });
-        if let Some(before) = before {
-            stop_units(&before.unit_names(&stopped));
-        }
-        self.start(alone, peer).inspect_err(|_| {
+        let taken_over = before.map_or(Ok(()), |before| self.take_over(alone, before, &stopped));
+        taken_over.and_then(|()| self.start(alone, peer)).inspect_err(|_| {
             let Some(before) = before else { return };
             // The new ones first: never two on one volume.
             stop_units(&self.unit_names(alone));
-            if let Err(error) = before.start_without_waiting(&stopped) {
+            let started = before.start_without_waiting(&stopped);
+            let linked = before.link_services(stopped.iter().copied()).or_fail();
+            for error in [started, linked].into_iter().filter_map(Result::err) {
                 systemd::eprintln_bounded(&format!("cannot start the release before again: {}", error.message));
             }
         })
+    }
+
+    /// Makes new connections wait in the sockets of services that are not
+    /// started yet, lets the old ones finish, and stops the old services.
+    fn take_over(
+        &self,
+        alone: &[&ServiceSpec],
+        before: &Release<'_>,
+        old: &[&ServiceSpec],
+    ) -> Result<(), Box<Failure>> {
+        let reachable = alone.iter().filter(|service| service.port.is_some());
+        let sockets: Vec<String> = reachable.map(|service| self.names(&service.name).socket).collect();
+        if !sockets.is_empty() {
+            let arguments: Vec<&str> = std::iter::once("start").chain(sockets.iter().map(String::as_str)).collect();
+            systemd::systemctl(&arguments).or_fail()?;
+            // Only those that had a link: a new service becomes reachable once it is healthy.
+            let had = |service: &&&ServiceSpec| old.iter().any(|old| old.name == service.name && old.port.is_some());
+            self.link_services(alone.iter().filter(had).copied()).or_fail()?;
+        }
+        before.drain(old.iter().copied());
+        stop_units(&before.unit_names(old));
+        Ok(())
     }
 
     /// Unmounts an image that no app's live release runs.
@@ -494,8 +527,10 @@ fn start(
     let release = Release { paths, app, number: live, run: &run };
     let chosen = selected(&run, services);
     if again {
-        // Stopped first, so that what is seen well afterwards is the new process. The socket goes on listening.
-        stop_units(&chosen.iter().map(|spec| release.names(&spec.name).service).collect::<Vec<_>>());
+        // Stopped first, so that what is seen well afterwards is the new process. The socket
+        // goes on listening, and connections wait in it for the proxy, which waits for the service.
+        let names = chosen.iter().map(|spec| release.names(&spec.name));
+        stop_units(&names.flat_map(|names| [names.proxy, names.service]).collect::<Vec<_>>());
     }
     release.prepare(systemd::version().or_fail()?)?;
     release.link().or_fail()?;
