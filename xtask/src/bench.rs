@@ -73,7 +73,7 @@ impl Section {
         [Self::FirstUpload, Self::OneFile, Self::Rollback, Self::Wan, Self::Deltas, Self::Files, Self::Nodes];
 }
 
-/// Figures by name, in the order they were measured.
+/// Figures by name.
 #[derive(Debug, Default)]
 pub struct Figures(Map<String, Value>);
 

@@ -57,7 +57,7 @@ impl Peer {
         );
         fs::write(directory.join("sshd_config"), config).context("cannot write the peer's sshd_config")?;
         let unit = format!(
-            "[Service]\nExecStart={TREE}/bin/node {TREE}/app/server.js\nWorkingDirectory={TREE}/app\n\
+            "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart={TREE}/bin/node {TREE}/app/server.js\nWorkingDirectory={TREE}/app\n\
              Environment=PORT={HEALTH_PORT_OF_PEER} HOST=0.0.0.0\n"
         );
         let units = node.root.join("etc/systemd/system");
