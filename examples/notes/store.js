@@ -11,9 +11,9 @@ const NOTES_MAX = 500
  * Notes in one JSON file.
  *
  * Each change writes a temporary file, syncs it, renames it over the old one
- * and syncs the directory: a reader finds the old list or the new one. While a
- * deploy runs, two releases share the volume, so every operation reads the file
- * anew; the last writer wins, which is enough for an example.
+ * and syncs the directory: a reader, and whoever starts after a power cut, finds
+ * the old list or the new one. No other process writes here: of a service with
+ * a volume, the old release has stopped before the new one starts.
  */
 class NoteStore {
   constructor (directory) {
