@@ -123,6 +123,9 @@ pub fn append(path: &Path, mut entry: Entry) -> Result<(), FileError> {
     // Keepers of several apps append at once.
     flock(&file, FlockOperation::LockExclusive).map_err(|error| FileError::io("lock", path)(error.into()))?;
     let (previous, end) = head(&mut file, path)?;
+    if entry.event == What::Refused && is_repeated(&mut file, end, &entry) {
+        return Ok(());
+    }
     entry.previous = digest::hex(&previous);
     bounded(&mut entry.message);
     let mut line = serde_json::to_vec(&entry)
@@ -132,6 +135,20 @@ pub fn append(path: &Path, mut entry: Entry) -> Result<(), FileError> {
     file.seek(SeekFrom::Start(end)).map_err(FileError::io("write", path))?;
     file.write_all(&line).map_err(FileError::io("write", path))?;
     file.sync_data().map_err(FileError::io("sync", path))
+}
+
+/// Whether the last entry is the same refusal to the same courier within the
+/// second: who asks a thousand times must not fill the disk with refusals.
+fn is_repeated(file: &mut File, end: u64, entry: &Entry) -> bool {
+    let start = end.saturating_sub(TAIL_MAX_BYTES);
+    let mut tail = Vec::new();
+    if file.seek(SeekFrom::Start(start)).is_err() || file.take(end - start).read_to_end(&mut tail).is_err() {
+        return false;
+    }
+    let last = tail.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty());
+    last.and_then(|line| serde_json::from_slice::<Entry>(line).ok()).is_some_and(|last| {
+        last.event == What::Refused && last.courier == entry.courier && last.rule == entry.rule && last.at == entry.at
+    })
 }
 
 /// Reads and checks a whole log: its entries, or the number of the first line that does not fit the one before.

@@ -148,13 +148,13 @@ fn open_service(path: &Path, name: &str, output: &mut impl Write) -> Result<Unix
     Ok(socket)
 }
 
-/// Copies frames, checking each header, until the input ends.
-fn copy_frames(input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
+/// Copies frames, checking each header, until the input ends: how many there were.
+fn copy_frames(input: &mut impl Read, output: &mut impl Write) -> io::Result<u64> {
     let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
+    for copied in 0.. {
         let mut header = [0; HEADER_BYTES];
         if !read_header(input, &mut header)? {
-            return Ok(());
+            return Ok(copied);
         }
         let (_, mut left) = frame::decode_header(header).map_err(io::Error::other)?;
         debug_assert!(left <= MESSAGE_MAX_BYTES);
@@ -172,6 +172,7 @@ fn copy_frames(input: &mut impl Read, output: &mut impl Write) -> io::Result<()>
             }
         }
     }
+    Ok(u64::MAX)
 }
 
 /// Fills a header; `false` where the input ended before it.
@@ -233,7 +234,14 @@ fn pass(mut input: fs::File, mut output: fs::File, socket: &UnixStream) -> io::R
         drop(towards.shutdown(Shutdown::Write));
     });
     let watched = output.try_clone()?;
-    copy_frames(&mut Watched { input: socket, output: watched }, &mut output)
+    if copy_frames(&mut Watched { input: socket, output: watched }, &mut output)? == 0 {
+        // systemd closes connections beyond the socket's limit without a word.
+        let message = "the node's keeper hung up at once: it is busy with as many requests as it takes";
+        let mut failure = failure(FailureKind::Node, "busy", message.into());
+        failure.hint = Some("try again in a minute".into());
+        answer(&mut output, *failure).map_err(io::Error::other)?;
+    }
+    Ok(())
 }
 
 /// Client and service: data frames here, plain bytes there; an end frame closes its direction.

@@ -5,6 +5,7 @@
 //! ```text
 //! keeper/submit.rs  an order on its way: verify, receive, accept
 //! keeper/carry.rs   an accepted order: mount, start, check, switch, drain, stop
+//! keeper/objects.rs an image's contents, for a client that sends them on
 //! keeper/status.rs  facts and what runs
 //! keeper/logs.rs    the journal
 //! keeper/look.rs    a service's processes, files, sockets, limits, from outside
@@ -13,6 +14,7 @@
 pub mod carry;
 pub mod logs;
 pub mod look;
+pub mod objects;
 pub mod status;
 pub mod submit;
 
@@ -161,6 +163,7 @@ fn serve(paths: &Paths, peer: &mut Peer) -> Result<Done, Box<Failure>> {
             peer.send(&Event::Stream { bytes: Some(document.len() as u64) }).or_fail()?;
             peer.send_stream(&document).or_fail()?;
         }
+        Ask::Objects { image, wanted } => objects::send(&open_store(paths)?, peer, image, &wanted)?,
         Ask::Logs { app, service, lines, follow } => {
             logs::send(peer, &logs::Query { app: &app, service: service.as_ref(), release: None, lines, follow })?;
         }

@@ -17,6 +17,10 @@ use std::{
 /// sshd notices a dead connection after 45 seconds; this is the bound behind it.
 const SILENCE_MAX: Duration = Duration::from_secs(90);
 
+/// How long a client may take for its request and order: they are small, and it
+/// has shown nothing yet that entitles it to more.
+const OPENING_MAX: Duration = Duration::from_secs(30);
+
 /// The peer is gone, or does not speak the protocol.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
@@ -44,11 +48,29 @@ pub enum PeerError {
 /// The peer.
 #[derive(Debug)]
 pub struct Peer {
-    input: BufReader<UnixStream>,
+    input: BufReader<Timed>,
     output: UnixStream,
     since: Instant,
     committed: bool,
     gone: bool,
+}
+
+/// A socket that is read until a moment and no longer, however busy it is.
+#[derive(Debug)]
+struct Timed {
+    socket: UnixStream,
+    until: Instant,
+}
+
+impl Read for Timed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the client took too long"));
+        }
+        self.socket.set_read_timeout(Some(left.min(SILENCE_MAX)))?;
+        self.socket.read(buffer)
+    }
 }
 
 impl Peer {
@@ -57,12 +79,16 @@ impl Peer {
     /// # Errors
     /// The system said no.
     pub fn new(socket: UnixStream) -> io::Result<Self> {
-        socket.set_read_timeout(Some(SILENCE_MAX))?;
         socket.set_write_timeout(Some(SILENCE_MAX))?;
         let output = socket.try_clone()?;
         // Header and most messages in one read; data frames larger than this bypass the buffer.
-        let input = BufReader::with_capacity(64 << 10, socket);
+        let input = BufReader::with_capacity(64 << 10, Timed { socket, until: Instant::now() + OPENING_MAX });
         Ok(Self { input, output, since: Instant::now(), committed: false, gone: false })
+    }
+
+    /// Gives the peer this much time, from now, for all that it still has to send.
+    pub fn allow(&mut self, time: Duration) {
+        self.input.get_mut().until = Instant::now() + time;
     }
 
     /// From now on the peer's absence stops nothing.
@@ -127,6 +153,11 @@ impl Peer {
         self.write(Kind::End, &[])
     }
 
+    /// A stream to write piece by piece; [`Outflow::end`] ends it.
+    pub fn outflow(&mut self) -> Outflow<'_> {
+        Outflow { peer: self }
+    }
+
     /// The next frame, which must be a message.
     ///
     /// # Errors
@@ -170,10 +201,40 @@ impl Peer {
     }
 }
 
+/// A stream to the client under way.
+#[derive(Debug)]
+pub struct Outflow<'a> {
+    peer: &'a mut Peer,
+}
+
+impl Outflow<'_> {
+    /// Ends it.
+    ///
+    /// # Errors
+    /// As [`Peer::send`].
+    pub fn end(self) -> Result<(), PeerError> {
+        self.peer.write(Kind::End, &[])
+    }
+}
+
+impl io::Write for Outflow<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let piece = &bytes[..bytes.len().min(DATA_MAX_BYTES)];
+        if !piece.is_empty() {
+            self.peer.write(Kind::Data, piece).map_err(io::Error::other)?;
+        }
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// A stream under way: its data frames' bytes, then the end.
 #[derive(Debug)]
 pub struct Stream<'a> {
-    input: &'a mut BufReader<UnixStream>,
+    input: &'a mut BufReader<Timed>,
     left: usize,
     ended: bool,
 }
@@ -272,6 +333,18 @@ mod tests {
         let (mut peer, client) = pair();
         drop(client);
         assert!(matches!(peer.message(), Err(PeerError::Unexpected { found: "nothing", .. })));
+    }
+
+    #[test]
+    fn a_trickle_does_not_buy_time() {
+        let (mut peer, mut client) = pair();
+        peer.allow(Duration::ZERO);
+        write_frame(&mut client, Kind::Data, b"abc").unwrap();
+        let error = peer.read_stream("order", 9).unwrap_err();
+        assert!(format!("{error:?}").contains("took too long"), "{error:?}");
+        peer.allow(Duration::from_secs(9));
+        write_frame(&mut client, Kind::End, b"").unwrap();
+        assert_eq!(peer.read_stream("order", 9).unwrap(), b"abc");
     }
 
     #[test]

@@ -126,6 +126,8 @@ pub struct ServiceSection {
     #[serde(default)]
     pub health: HealthSection,
     /// Named data that outlives releases: volume = directory in the image's tree.
+    /// A service with a volume never runs twice at once: in a deploy the old one stops
+    /// before the new one starts, and its clients wait for that long.
     #[serde(default)]
     pub volumes: BTreeMap<VolumeName, AbsolutePath>,
     /// The most memory it may use, such as `256M` or `2G`.

@@ -34,6 +34,15 @@ pub enum Ask {
         /// Which image.
         image: ImageId,
     },
+    /// Objects of an image that the node holds, for a client that shall send them on and
+    /// has not got them. Answered by an [`Event::Stream`] and a pack (see
+    /// `bulkhead_store::pack`) of them without deltas.
+    Objects {
+        /// Which image.
+        image: ImageId,
+        /// Which of its objects: bits as in [`Event::Missing`].
+        wanted: String,
+    },
     /// Take an order and carry it out. Streams that follow: the order's exact
     /// bytes; and, where `image` is given, the image document (a zstd frame,
     /// made with the base's document as prefix where `base` is given), and a pack

@@ -567,20 +567,40 @@ fn forget(paths: &Paths, app: &App, number: u64, volumes: bool) -> Result<(), Fi
 /// The app's state cannot be read or written.
 pub fn recover(paths: &Paths, app: &App, again: Option<OrderId>) -> Result<(), FileError> {
     let Some((number, order)) = settle(app)? else { return Ok(()) };
-    let Action::Run(run) = &order.action else { return Ok(()) };
-    if again.is_some() && app.head()?.order == again {
-        return Ok(());
+    let is_again = again.is_some() && app.head()?.order == again;
+    match &order.action {
+        _ if is_again => return Ok(()),
+        Action::Run(run) => {
+            let all: Vec<&ServiceSpec> = run.services.iter().collect();
+            Release { paths, app, number, run }.discard(&all);
+        }
+        // What was accepted is done, if late: nobody would ask for it again.
+        action => complete(paths, app, number, action)?,
     }
-    let all: Vec<&ServiceSpec> = run.services.iter().collect();
-    Release { paths, app, number, run }.discard(&all);
     if let Some((live, run)) = app.live_run()? {
         let release = Release { paths, app, number: live, run: &run };
-        // Its services with volumes may have been stopped for the new ones.
-        if let Err(error) = release.start_desired(&app.desired()?) {
+        let desired = app.desired()?;
+        let stopped: Vec<&ServiceSpec> = run.services.iter().filter(|s| desired.stopped.contains(&s.name)).collect();
+        stop_units(&release.unit_names(&stopped));
+        // Its services with volumes may have been stopped for the new ones, and their links with them.
+        release.link()?;
+        if let Err(error) = release.start_desired(&desired) {
             systemd::eprintln_bounded(&format!("cannot start the live release again: {}", error.message));
         }
     }
     Ok(())
+}
+
+/// Does what an accepted order about the live release says of the state on
+/// disk, and records it as done.
+fn complete(paths: &Paths, app: &App, number: u64, action: &Action) -> Result<(), FileError> {
+    if let Action::Remove { volumes } = action {
+        return forget(paths, app, number, *volumes);
+    }
+    if let Some((_, run)) = app.live_run()? {
+        app.set_desired(&desired_after(action, &run, app.desired()?))?;
+    }
+    app.record_outcome(number, Outcome::Done)
 }
 
 /// Records how the last order ended, where a crash kept that from being
@@ -605,15 +625,9 @@ fn settle(app: &App) -> Result<Option<(u64, Order)>, FileError> {
 /// # Errors
 /// The app's state cannot be read or written.
 pub fn settle_at_boot(paths: &Paths, app: &App) -> Result<(), FileError> {
-    let Some((number, order)) = settle(app)? else { return Ok(()) };
-    match &order.action {
-        Action::Run(_) => Ok(()),
-        Action::Remove { volumes } => forget(paths, app, number, *volumes),
-        action => {
-            if let Some((_, run)) = app.live_run()? {
-                app.set_desired(&desired_after(action, &run, app.desired()?))?;
-            }
-            app.record_outcome(number, Outcome::Done)
-        }
+    match settle(app)? {
+        None => Ok(()),
+        Some((_, Order { action: Action::Run(_), .. })) => Ok(()),
+        Some((number, order)) => complete(paths, app, number, &order.action),
     }
 }

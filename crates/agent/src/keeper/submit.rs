@@ -2,14 +2,16 @@
 //!
 //! 1. The order's bytes are read and its signatures checked over them. Only
 //!    then is its JSON read, the app's lock taken, and everything else checked.
-//! 2. What the release needs is received: the image's document, whose sha256
+//! 2. The lock is given back and what the release needs is received: the image's document, whose sha256
 //!    must be the id that the order names, and objects that it names. A cut
 //!    here accepts nothing; objects that were whole stay and are not sent again.
 //! 3. Objects and document are made durable.
-//! 4. The order is accepted: its release and its counter are durable. From here
+//! 4. The order is checked again under the lock, its time included: it may have
+//!    expired or another may have come first while the client was sending.
+//! 5. The order is accepted: its release and its counter are durable. From here
 //!    on no client's absence matters; a crash leaves the release recorded as
 //!    under way and the release before running.
-//! 5. It is carried out ([`super::carry`]).
+//! 6. It is carried out ([`super::carry`]).
 //!
 //! So a counter is never used up by an order whose image did not arrive, and an
 //! order whose counter is used up has all it needs on disk.
@@ -47,6 +49,9 @@ use std::{
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// Longer than any order takes; a client may wish to wait for less.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(3600);
+/// How long a client may take to send an image, if its order does not expire
+/// before. What was whole by then stays, so the next order goes on from there.
+const RECEIVE_MAX: Duration = Duration::from_secs(6 * 3600);
 /// zstd's output is never longer than its input by more than this part of it.
 const COMPRESSED_DOCUMENT_MAX_BYTES: usize = DOCUMENT_MAX_BYTES + DOCUMENT_MAX_BYTES / 128;
 /// Directories that systemd mounts over, which a read-only image must have.
@@ -62,43 +67,41 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
     let policy = state::policy(paths).or_fail()?;
     let id = OrderId::of(&bytes);
     let courier = key.map(|key| courier(&policy, key));
-    let (verified, taken) = match authorize(paths, peer, submit, &bytes, &identity, &policy)? {
-        Ok(accepted) => accepted,
-        Err((refusal, position)) => {
-            let entry = Entry {
-                courier,
-                rule: Some(refusal.rule.to_string()),
-                message: Some(refusal.message.clone()),
-                ..Entry::new(What::Refused, now(), id)
-            };
-            audit::append(&paths.audit(), entry).or_fail()?;
-            return Err(refused(refusal, position));
-        }
+    let enter = |peer: &mut Peer| {
+        let submitted = Submitted { submit, bytes: &bytes, id, courier: courier.clone() };
+        enter(paths, peer, &submitted, &identity, &policy)
     };
-    let order = verified.value();
-    let number = order.targets[&identity.node].counter;
-    let app = &taken.app;
-    carry::recover(paths, app, Some(id)).or_fail()?;
-    if taken.is_repeat
-        && let Some(done) = repeated(app, number, id)?
-    {
-        return Ok(done);
-    }
+    let mut entered = match enter(peer)? {
+        Entrance::Again(done) => return Ok(done),
+        Entrance::Now(entered) => entered,
+    };
     peer.step(StepKind::Accepted, None).or_fail()?;
-    check_possible(app, &order.action)?;
+    let order = entered.verified.value().clone();
+    check_possible(&entered.app, &order.action)?;
 
     let store = open_store(paths)?;
     // Holds garbage collection off until the order that names the image is durable.
     let push = store.push().or_fail()?;
     if let Action::Run(run) = &order.action {
+        // A slow client must not keep others from the app: it is free while this one
+        // sends, and everything is checked again once all is here, the time included.
+        drop(entered);
+        let left = u64::try_from(order.not_after.0.saturating_sub(now().0)).unwrap_or(0);
+        peer.allow(Duration::from_secs(left).min(RECEIVE_MAX));
         receive(paths, peer, &store, &push, run, submit.image.as_ref())?;
-        check_units(paths, order, run, number)?;
+        check_units(paths, &order, run, order.targets[&identity.node].counter)?;
         peer.step(StepKind::Received, None).or_fail()?;
         carry::mount(run.image)?;
         peer.step(StepKind::Mounted, None).or_fail()?;
+        entered = match enter(peer)? {
+            Entrance::Again(done) => return Ok(done),
+            Entrance::Now(entered) => entered,
+        };
     } else {
         peer.step(StepKind::Received, None).or_fail()?;
     }
+    let Entered { verified, app, is_repeat, _lock } = *entered;
+    let number = order.targets[&identity.node].counter;
 
     let entry = |event| Entry {
         app: Some(order.app.clone()),
@@ -109,7 +112,7 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
     };
     // First the log, then the counter: an order that counts is always in the log.
     audit::append(&paths.audit(), entry(What::Accepted)).or_fail()?;
-    if taken.is_repeat {
+    if is_repeat {
         app.record_outcome(number, Outcome::Underway).or_fail()?;
     } else {
         let record =
@@ -120,7 +123,7 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
     drop(push);
     peer.step(StepKind::Durable, None).or_fail()?;
 
-    match carry::carry_out(paths, app, number, order, peer) {
+    match carry::carry_out(paths, &app, number, &order, peer) {
         Ok(()) => {
             audit::append(&paths.audit(), entry(What::Done)).or_fail()?;
             let release = app.live().or_fail()?;
@@ -137,6 +140,59 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
             Err(failure)
         }
     }
+}
+
+/// What came.
+struct Submitted<'a> {
+    submit: &'a Submit,
+    bytes: &'a [u8],
+    id: OrderId,
+    courier: Option<String>,
+}
+
+/// An order that may be carried out, and the right to do so.
+struct Entered {
+    verified: Verified<Order>,
+    app: App,
+    is_repeat: bool,
+    _lock: Lock,
+}
+
+enum Entrance {
+    /// It was carried out already.
+    Again(Done),
+    /// It may be carried out.
+    Now(Box<Entered>),
+}
+
+/// Checks an order and takes its app's lock; what refuses it is put on record.
+fn enter(
+    paths: &Paths,
+    peer: &mut Peer,
+    submitted: &Submitted<'_>,
+    identity: &NodeIdentity,
+    policy: &Policy,
+) -> Result<Entrance, Box<Failure>> {
+    let (verified, taken) = match authorize(paths, peer, submitted.submit, submitted.bytes, identity, policy)? {
+        Ok(accepted) => accepted,
+        Err((refusal, position)) => {
+            let entry = Entry {
+                courier: submitted.courier.clone(),
+                rule: Some(refusal.rule.to_string()),
+                message: Some(refusal.message.clone()),
+                ..Entry::new(What::Refused, now(), submitted.id)
+            };
+            audit::append(&paths.audit(), entry).or_fail()?;
+            return Err(refused(refusal, position));
+        }
+    };
+    let Taken { app, is_repeat, _lock } = taken;
+    carry::recover(paths, &app, Some(submitted.id)).or_fail()?;
+    let number = verified.value().targets[&identity.node].counter;
+    if is_repeat && let Some(done) = repeated(&app, number, submitted.id)? {
+        return Ok(Entrance::Again(done));
+    }
+    Ok(Entrance::Now(Box::new(Entered { verified, app, is_repeat, _lock })))
 }
 
 /// What the lock gives: the app as it stands, and that it stays so.
