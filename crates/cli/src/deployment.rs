@@ -12,7 +12,10 @@ use crate::{
 use bulkhead_core::{
     AppName, FileDigest, FleetName, ImageId, NodeName, OrderId, fleet::FleetNode, image::Image, order::ServiceSpec,
 };
-use bulkhead_fleet::push::{Early, Payload};
+use bulkhead_fleet::{
+    NodeClient, NodeError,
+    push::{Early, Payload},
+};
 use bulkhead_image::{BuildError, BuildRequest, Built, ErrorKind, Phase, Sources};
 use bulkhead_store::{
     cache::Cache,
@@ -21,11 +24,12 @@ use bulkhead_store::{
 use bulkhead_wire::{NodeStatus, Release};
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read, Seek as _, SeekFrom},
     path::PathBuf,
-    sync::Arc,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 /// What runs of an app on a node now, as far as it is known.
@@ -52,7 +56,7 @@ pub struct Present {
 /// # Errors
 /// A node does not answer.
 pub async fn asked(session: &Session, nodes: &[(NodeName, FleetNode)], app: &AppName) -> Result<Vec<Present>> {
-    let statuses = all_must_answer(session.statuses(nodes).await?)?;
+    let statuses = all_must_answer(session.ask_all(nodes, status_and_document(session, app)).await?)?;
     Ok(statuses.into_iter().map(|(node, status)| present(node, &status, app)).collect())
 }
 
@@ -61,9 +65,37 @@ pub async fn asked(session: &Session, nodes: &[(NodeName, FleetNode)], app: &App
 /// # Errors
 /// A node does not answer.
 pub async fn asked_over(session: &Session, early: Early, app: &AppName) -> Result<(Early, Vec<Present>)> {
-    let (early, answers) = session.ask_over(early, |client| async move { client.status().await }).await;
+    let (early, answers) = session.ask_over(early, status_and_document(session, app)).await;
     let statuses = all_must_answer(answers)?;
     Ok((early, statuses.into_iter().map(|(node, status)| present(node, &status, app)).collect()))
+}
+
+type Asking<T> = Pin<Box<dyn Future<Output = std::result::Result<T, NodeError>> + Send>>;
+
+/// Asks for a node's status, and for the live image's document where this machine does not know it: without
+/// that, a plan cannot say which files change. Of several nodes that run one image, one is asked.
+fn status_and_document(
+    session: &Session,
+    app: &AppName,
+) -> impl Fn(NodeClient) -> Asking<NodeStatus> + Clone + Send + Sync + 'static {
+    let (memory, app) = (session.memory.clone(), app.clone());
+    let asked: Arc<Mutex<BTreeSet<ImageId>>> = Arc::default();
+    move |client| {
+        let (memory, app, asked) = (memory.clone(), app.clone(), Arc::clone(&asked));
+        Box::pin(async move {
+            let status = client.status().await?;
+            let live = app_of(&status, &app).and_then(|known| known.live.as_ref()?.image);
+            if let Some(image) = live
+                && memory.document(image).is_none()
+                && asked.lock().unwrap_or_else(PoisonError::into_inner).insert(image)
+                && let Ok(document) = client.image_document(image).await
+            {
+                // A plan that says less is no reason to fail.
+                memory.keep_document(image, &document).ok();
+            }
+            Ok(status)
+        })
+    }
 }
 
 /// What a node's status says of an app.
@@ -281,12 +313,18 @@ fn exactly(reader: impl Read, length: usize) -> io::Result<Vec<u8>> {
     }
 }
 
+/// How much of what was sent is kept. Some ten images and their changes; a deploy reads a fraction of it.
+const SENT_MAX_BYTES: u64 = 4 << 30;
+
 /// What this machine kept of what it sent. Without it a push sends more, so a
 /// cache that cannot be opened is told and done without.
 fn sent_before(context: &Context) -> Option<Arc<Cache>> {
     let opened = cache_directory().and_then(|directory| {
-        let directory = directory.join("sent");
-        Cache::open(&directory).map_err(|error| Error::during(Kind::Internal, "changed files are sent whole", &error))
+        let opened = Cache::open(&directory.join("sent")).and_then(|mut cache| {
+            cache.shrink(SENT_MAX_BYTES)?;
+            Ok(cache)
+        });
+        opened.map_err(|error| Error::during(Kind::Internal, "changed files are sent whole", &error))
     });
     opened.map(Arc::new).map_err(|error| context.ui.warn(&error)).ok()
 }
@@ -299,39 +337,69 @@ pub fn payload_of(context: &Context, built: Built) -> Payload {
         document: Arc::new(built.document),
         contents: Arc::new(BuiltContents(built.sources)),
         cache: sent_before(context),
+        holders: None,
         options: Options::default(),
     }
 }
 
-/// What a push sends of an image that was not built here: its document from
-/// this machine or a node that holds it, and its contents as far as this
-/// machine still has them.
+/// What a push sends of an image that was not built here. Its contents are what this machine
+/// still has of it; the rest is fetched from these nodes, which hold the image.
 ///
 /// # Errors
-/// No document is to be had.
-pub async fn payload_of_held(
+/// A node's SSH setting makes no sense.
+pub fn payload_of_held(
     context: &Context,
     session: &Session,
-    image: ImageId,
-    holder: &(NodeName, FleetNode),
+    document: Vec<u8>,
+    image: Image,
+    holders: &[(NodeName, FleetNode)],
 ) -> Result<Payload> {
-    let document = match session.memory.document(image) {
-        Some(document) => document,
-        None => {
-            let client = session.connect(&holder.0, &holder.1).await?;
-            let document = client.image_document(image).await.map_err(|error| node_error(&error));
-            client.close().await;
-            document?
-        }
-    };
-    let decoded = Image::decode(&document).map_err(|error| {
-        Error::during(Kind::Refused, format!("{} gave no valid document of image {}", holder.0, image.short()), &error)
-    })?;
     Ok(Payload {
-        image: Arc::new(decoded),
+        image: Arc::new(image),
         document: Arc::new(document),
         contents: Arc::new(Nothing),
         cache: sent_before(context),
+        holders: Some(session.targets(holders)?),
         options: Options::default(),
     })
+}
+
+/// The document of an image that was not built here: from this machine, or from the first of these
+/// connections that gives it.
+///
+/// # Errors
+/// None gives it.
+pub async fn document_of_held(
+    session: &Session,
+    image: ImageId,
+    holders: &mut Early,
+    names: &[NodeName],
+) -> Result<(Vec<u8>, Image)> {
+    let decode = |document: Vec<u8>| Image::decode(&document).map(|image| (document, image));
+    if let Some(Ok(known)) = session.memory.document(image).map(decode) {
+        return Ok(known);
+    }
+    let mut last = None;
+    for name in names {
+        let Some(client) = session.over(holders, name).await else { continue };
+        match client.image_document(image).await {
+            Ok(document) => match decode(document) {
+                Ok((document, decoded)) => {
+                    // An optimisation, as all memory.
+                    session.memory.keep_document(image, &document).ok();
+                    return Ok((document, decoded));
+                }
+                Err(error) => {
+                    let what = format!("{name} gave no valid document of image {}", image.short());
+                    last = Some(Error::during(Kind::Refused, what, &error));
+                }
+            },
+            Err(error) => last = Some(node_error(&error)),
+        }
+    }
+    Err(last.unwrap_or_else(|| {
+        Error::configuration(format!("image {} is neither on this machine nor on a node that was asked", image.short()))
+            .hint("the same command on the machine that built it")
+            .hint("`bulkhead deploy` builds it anew from the app's own sources")
+    }))
 }

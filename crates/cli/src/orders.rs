@@ -33,9 +33,10 @@ use std::{
     time::Duration,
 };
 
-/// From issue to expiry. Long enough for an upload over a slow line, short
+/// From issue to expiry: until then a node must have all of it. Long enough for
+/// an upload over a slow line (what arrived stays for the next order), short
 /// enough that a copied order is soon worthless; counters guard it besides.
-const LIFETIME_S: i64 = 600;
+const LIFETIME_S: i64 = 3600;
 
 /// What an interruption means while an order is being carried out.
 const UNDERWAY: &str = "the old release goes on serving until a node has received everything; \
@@ -247,6 +248,12 @@ impl<'a> Display<'a> {
         let text = match progress {
             Progress::Connecting => "connecting".into(),
             Progress::Connected => "connected".into(),
+            Progress::Fetching { from, objects, received: 0 } => {
+                let files = if *objects == 1 { "file" } else { "files" };
+                self.context.ui.step(&format!("fetching {objects} {files} from {from}"));
+                format!("fetching from {from}")
+            }
+            Progress::Fetching { from, received, .. } => format!("fetching from {from}: {}", size(*received)),
             Progress::Uploading { sent, total: Some(total) } => format!("sent {} of {}", size(*sent), size(*total)),
             Progress::Uploading { sent, total: None } => format!("sent {}", size(*sent)),
             Progress::Waiting { holder, since } => {

@@ -83,6 +83,10 @@ pub struct Ui {
     /// An interruption is the ordinary end of this command.
     ends_by_interruption: AtomicBool,
     bar: Mutex<Option<ProgressBar>>,
+    /// A secret is being typed: no moving line then.
+    asking_secret: AtomicBool,
+    /// How the terminal was before a secret was asked for, to be put back where that is interrupted.
+    terminal: Terminal,
 }
 
 impl Ui {
@@ -101,6 +105,8 @@ impl Ui {
             stage: Mutex::new("nothing was changed"),
             ends_by_interruption: AtomicBool::new(false),
             bar: Mutex::new(None),
+            asking_secret: AtomicBool::new(false),
+            terminal: Terminal::default(),
         }
     }
 
@@ -187,7 +193,7 @@ impl Ui {
 
     /// A moving line about what is being done; only where standard error is a terminal.
     pub fn progress(&self, text: &str) {
-        if !self.live {
+        if !self.live || self.asking_secret.load(Ordering::Relaxed) {
             return;
         }
         let mut bar = self.bar();
@@ -266,6 +272,22 @@ impl Ui {
         }
     }
 
+    /// Asks for a secret at the terminal, where there is one; what is typed is not shown. For threads that may wait.
+    #[must_use]
+    pub fn secret(&self, prompt: &str) -> Option<String> {
+        if !self.live {
+            return None;
+        }
+        self.asking_secret.store(true, Ordering::Relaxed);
+        self.clear();
+        self.terminal.remember();
+        // It asks at the terminal itself, so that standard input may be something else.
+        let secret = rpassword::prompt_password(prompt).ok();
+        self.terminal.forget();
+        self.asking_secret.store(false, Ordering::Relaxed);
+        secret
+    }
+
     /// Says what an interruption means from here on.
     pub fn stage(&self, meaning: &'static str) {
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = meaning;
@@ -282,6 +304,9 @@ impl Ui {
     /// An interruption, unless it is this command's ordinary end.
     pub fn interrupted(&self) -> Result<()> {
         self.clear();
+        if self.terminal.put_back() {
+            self.err("\n");
+        }
         if self.ends_by_interruption.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -323,6 +348,50 @@ impl Ui {
     #[must_use]
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
+    }
+}
+
+/// The terminal's settings while a secret is asked for without showing it.
+#[cfg(unix)]
+#[derive(Debug, Default)]
+struct Terminal(Mutex<Option<(std::fs::File, rustix::termios::Termios)>>);
+
+#[cfg(unix)]
+impl Terminal {
+    fn saved(&self) -> std::sync::MutexGuard<'_, Option<(std::fs::File, rustix::termios::Termios)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self) {
+        let terminal = std::fs::File::open("/dev/tty").ok();
+        *self.saved() =
+            terminal.and_then(|file| rustix::termios::tcgetattr(&file).ok().map(|settings| (file, settings)));
+    }
+
+    fn forget(&self) {
+        *self.saved() = None;
+    }
+
+    /// Whether there was something to put back.
+    fn put_back(&self) -> bool {
+        let Some((file, settings)) = self.saved().take() else { return false };
+        // A terminal that is gone needs no settings.
+        rustix::termios::tcsetattr(&file, rustix::termios::OptionalActions::Now, &settings).ok();
+        true
+    }
+}
+
+/// Windows puts a console's settings back itself when the program ends.
+#[cfg(not(unix))]
+#[derive(Debug, Default)]
+struct Terminal;
+
+#[cfg(not(unix))]
+impl Terminal {
+    fn remember(&self) {}
+    fn forget(&self) {}
+    fn put_back(&self) -> bool {
+        false
     }
 }
 

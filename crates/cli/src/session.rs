@@ -14,6 +14,7 @@
 use crate::{
     Context,
     error::{Error, Kind, Result},
+    output::printable,
     workspace::{FleetFiles, PolicyFiles},
 };
 use bulkhead_core::{AppName, EnvironmentName, NodeName, Timestamp, fleet::FleetNode, policy::Role};
@@ -21,14 +22,15 @@ use bulkhead_fleet::{
     Identities, NodeClient, NodeError, Target, Timeouts,
     config::SshConfig,
     memory::Memory,
-    push::{Early, PushError},
+    push::{Early, FetchError, PushError, SpoolError},
     resolve,
     sign::{SignError, Signer},
 };
 use bulkhead_wire::{AppStatus, NodeStatus};
 use std::{
     future::Future,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -88,12 +90,15 @@ pub fn cache_directory() -> Result<PathBuf> {
     Ok(home()?.join(".cache/bulkhead"))
 }
 
-/// The private keys at hand: `BULKHEAD_KEY` before all, then the agent and the usual files.
+/// The private keys at hand: `BULKHEAD_KEY` before all, then the agent and the usual files. The passphrase of
+/// an encrypted file is asked for at the terminal, once, when that very key is used.
 ///
 /// # Errors
 /// The home directory is unknown.
-pub fn identities() -> Result<Identities> {
-    let identities = Identities::new(&home()?);
+pub fn identities(context: &Context) -> Result<Identities> {
+    let ui = Arc::clone(&context.ui);
+    let ask = move |path: &Path| ui.secret(&format!("passphrase of {}: ", printable(&path.display().to_string())));
+    let identities = Identities::new(&home()?).asking(Arc::new(ask));
     Ok(match std::env::var_os("BULKHEAD_KEY").filter(|path| !path.is_empty()) {
         Some(path) => identities.with_file(path.into()),
         None => identities,
@@ -113,18 +118,18 @@ impl Session {
     /// # Errors
     /// A file is missing or wrong.
     pub fn open(context: &Context) -> Result<Self> {
-        Self::of(FleetFiles::load(&context.places)?)
+        Self::of(context, FleetFiles::load(&context.places)?)
     }
 
     /// As [`Session::open`], for files that were read already.
     ///
     /// # Errors
     /// The policy or an SSH setting is missing or wrong.
-    pub fn of(files: FleetFiles) -> Result<Self> {
+    pub fn of(context: &Context, files: FleetFiles) -> Result<Self> {
         let policy = files.policy()?;
         let ssh = SshConfig::load(&home()?).map_err(|error| Error::of(Kind::Configuration, &error))?;
         let wanted: Vec<&str> = policy.policy.keys.values().map(|key| key.key.as_str()).collect();
-        let identities = identities()?.preferring(wanted);
+        let identities = identities(context)?.preferring(wanted);
         let memory = Memory::at(cache_directory()?.join("nodes"));
         Ok(Self { files, policy, identities, timeouts: Timeouts::default(), memory, ssh })
     }
@@ -233,6 +238,13 @@ impl Session {
         (connected, answers)
     }
 
+    /// The connection to a node among those that were begun, once it is there. It stays among them.
+    pub async fn over(&self, early: &mut Early, node: &NodeName) -> Option<NodeClient> {
+        let client = early.remove(node)?.await.ok()?.ok()?;
+        early.insert(node.clone(), tokio::spawn(std::future::ready(Ok(client.clone()))));
+        Some(client)
+    }
+
     /// One connection, for what goes on over it.
     ///
     /// # Errors
@@ -337,9 +349,24 @@ pub fn push_error(error: &PushError) -> Error {
     match error {
         PushError::Node(error) => node_error(error),
         PushError::Sign { .. } => Error::of(Kind::Configuration, error),
+        PushError::Pack { source, .. } if matches!(**source, SpoolError::Fetch(_)) => fetch_error(error, source),
         PushError::Pack { .. } => Error::of(Kind::Configuration, error)
             .hint("files that changed while they were sent: the same command again")
             .hint("an image that was built elsewhere: `bulkhead deploy` it from its own sources"),
+    }
+}
+
+/// What is needed of an image that was not built here is not to be had.
+fn fetch_error(error: &PushError, source: &SpoolError) -> Error {
+    match source {
+        SpoolError::Fetch(FetchError::Nowhere { tried, .. }) => {
+            let kind = if tried.is_empty() { Kind::Configuration } else { Kind::Unreachable };
+            Error::of(kind, error)
+                .hint("the same command again, once a node that holds the image can be reached")
+                .hint("the same command on the machine that built the image")
+                .hint("`bulkhead deploy` builds it anew from the app's own sources")
+        }
+        _ => Error::of(Kind::Internal, error),
     }
 }
 

@@ -263,6 +263,19 @@ impl NodeClient {
         }
     }
 
+    /// Objects of an image that the node holds, as a pack: bits as in [`Event::Missing`]. What
+    /// comes is not checked here.
+    ///
+    /// # Errors
+    /// See [`NodeError`].
+    pub async fn objects(&self, image: ImageId, wanted: String) -> Result<Objects, NodeError> {
+        let mut conversation = self.request(Ask::Objects { image, wanted }).await?;
+        match conversation.event().await? {
+            Event::Stream { .. } => Ok(Objects { conversation }),
+            _ => Err(conversation.unexpected("no stream")),
+        }
+    }
+
     /// Log lines, as a stream.
     ///
     /// # Errors
@@ -520,6 +533,25 @@ fn weight(item: &Item) -> usize {
         Item::Data(bytes) => bytes.len(),
         Item::Event(_) => 4096,
         Item::EndOfStream => 1,
+    }
+}
+
+/// A pack as it comes.
+#[derive(Debug)]
+pub struct Objects {
+    conversation: Conversation,
+}
+
+impl Objects {
+    /// The next piece; `None` once the whole pack came.
+    ///
+    /// # Errors
+    /// See [`NodeError`].
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, NodeError> {
+        match self.conversation.next_data().await? {
+            Some(piece) => Ok(Some(piece)),
+            None => self.conversation.each(|_| false).await.map(|_| None),
+        }
     }
 }
 

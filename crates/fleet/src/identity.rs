@@ -56,7 +56,7 @@ pub enum IdentityError {
         source: russh::keys::ssh_key::Error,
     },
     /// Nobody gave a passphrase, or only wrong ones.
-    #[error("{path} is encrypted and its passphrase was not given", path = path.display())]
+    #[error("{path} is encrypted and its passphrase was not given (`ssh-add {path}` lets an ssh-agent hold it)", path = path.display())]
     Passphrase {
         /// Which.
         path: PathBuf,
@@ -107,7 +107,8 @@ pub struct Identities {
     pub preferred: Vec<String>,
     /// For encrypted key files.
     pub passphrase: AskPassphrase,
-    unlocked: Arc<Mutex<HashMap<PathBuf, Arc<PrivateKey>>>>,
+    /// Nothing for a key that was given up: nobody is asked again for each node.
+    unlocked: Arc<Mutex<HashMap<PathBuf, Option<Arc<PrivateKey>>>>>,
 }
 
 impl fmt::Debug for Identities {
@@ -153,6 +154,8 @@ impl Identities {
     #[must_use]
     pub fn asking(mut self, ask: AskPassphrase) -> Self {
         self.passphrase = ask;
+        // What another gave up, this one may know.
+        self.unlocked = Arc::default();
         self
     }
 
@@ -222,8 +225,9 @@ impl Identities {
     /// The private key of a file, asking for its passphrase where needed. One question at a time, each at most once.
     pub(crate) async fn unlock(&self, path: &Path) -> Result<Arc<PrivateKey>, IdentityError> {
         let mut unlocked = self.unlocked.lock().await;
+        let given_up = || IdentityError::Passphrase { path: path.to_owned() };
         if let Some(key) = unlocked.get(path) {
-            return Ok(Arc::clone(key));
+            return key.clone().ok_or_else(given_up);
         }
         let (ask, owned) = (Arc::clone(&self.passphrase), path.to_owned());
         let unlock = move || {
@@ -241,11 +245,12 @@ impl Identities {
         };
         // Asking waits for a person, and deriving the key is slow by intent.
         let key = match tokio::task::spawn_blocking(unlock).await {
-            Ok(result) => Arc::new(result?),
-            Err(_) => return Err(IdentityError::Passphrase { path: path.to_owned() }),
+            Ok(Ok(key)) => Some(Arc::new(key)),
+            Ok(Err(IdentityError::Passphrase { .. })) | Err(_) => None,
+            Ok(Err(error)) => return Err(error),
         };
-        unlocked.insert(path.to_owned(), Arc::clone(&key));
-        Ok(key)
+        unlocked.insert(path.to_owned(), key.clone());
+        key.ok_or_else(given_up)
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Remembered {
     pub position: Position,
     /// Images that the node holds, newest first.
     pub images: Vec<ImageId>,
+    /// How long it took the node's SSH server to answer when that was last measured.
+    pub round_trip_us: Option<u64>,
 }
 
 /// Something could not be remembered.
@@ -166,7 +168,8 @@ mod tests {
         let memory = Memory::at(directory.path().join("new"));
         let (fleet, node, app) = names();
         assert_eq!(memory.recall(&fleet, &node, &app), Remembered::default());
-        let mut what = Remembered { position: Position { counter: 7, ..Position::default() }, images: vec![] };
+        let position = Position { counter: 7, ..Position::default() };
+        let mut what = Remembered { position, round_trip_us: Some(9), ..Remembered::default() };
         for n in 0..20 {
             what.add_image(ImageId::of(&[n]));
         }

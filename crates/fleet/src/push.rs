@@ -6,13 +6,18 @@
 //! where the memory was wrong does the node answer "missing", and gets one pack
 //! more; where it stood elsewhere in its history, a new order is made for it.
 //!
+//! Where this machine did not build the image and has not kept its contents, what
+//! is needed is fetched from a node that holds it and sent on.
+//!
 //! A node that fails takes no other with it. The future may be dropped at any
 //! moment: nodes then carry on with, or forget, what they have, and the next push
 //! goes on from there.
 
+mod fetch;
 mod orders;
 mod packs;
 
+pub use fetch::FetchError;
 pub use packs::SpoolError;
 
 use crate::{
@@ -30,9 +35,10 @@ use bulkhead_core::{
 };
 use bulkhead_store::{
     cache::Cache,
-    pack::{Contents, Options},
+    pack::{Contents, Item as Object, Options},
 };
 use bulkhead_wire::{Ask, Done, Event, Failure, ImageOffer, Position, Step, StepKind, Submit};
+use fetch::Source;
 use orders::Line;
 use packs::{Expected, Packs, Spool};
 use std::{
@@ -40,7 +46,7 @@ use std::{
     fmt,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -49,6 +55,8 @@ use tokio::sync::mpsc;
 
 /// How often a node may ask for another order: each time somebody else's came first.
 const ORDERS_MAX: usize = 4;
+/// How often an order is sent: besides, once without a base and once more with what had to be fetched.
+const SUBMISSIONS_MAX: usize = ORDERS_MAX + 2;
 /// Events of one order: a step per service and kind, with room.
 const EVENTS_MAX: usize = 10_000;
 /// How much longer than the order itself says a node may be silent.
@@ -59,6 +67,10 @@ const REPORT_EVERY: Duration = Duration::from_millis(100);
 const RULES_OF_POSITION: [&str; 2] = ["counter", "previous"];
 /// The rule by which a node says that it has not got the image over which the document was packed.
 const RULE_OF_BASE: &str = "base";
+/// A node that answers faster than this is in a local network, or on this machine: see [`Options::fast`].
+const NEAR: Duration = Duration::from_millis(5);
+/// A round trip of which nothing was heard for so long is not measured: that node is not near.
+const ROUND_TRIP_MAX: Duration = Duration::from_secs(1);
 
 /// A signed order.
 #[derive(Debug, Clone)]
@@ -86,7 +98,10 @@ pub struct Payload {
     pub contents: Arc<dyn Contents + Send + Sync>,
     /// What this machine kept of what it sent: bases of deltas, and a second source of files. New files are added.
     pub cache: Option<Arc<Cache>>,
-    /// How packs are compressed.
+    /// For an image that was not built here: nodes that hold it, from which is fetched into the cache
+    /// what is neither in `contents` nor in the cache. `None` for one that was.
+    pub holders: Option<Vec<Target>>,
+    /// How packs are compressed; with less effort for a node that is near.
     pub options: Options,
 }
 
@@ -118,6 +133,15 @@ pub enum Progress {
     Connecting,
     /// Connected.
     Connected,
+    /// Files of the image are being fetched from a node that holds it.
+    Fetching {
+        /// That node.
+        from: NodeName,
+        /// How many files.
+        objects: usize,
+        /// Bytes that came, compressed.
+        received: u64,
+    },
     /// Bytes of document and packs that were sent, of how many (once that is known).
     Uploading {
         /// Sent.
@@ -238,7 +262,7 @@ pub async fn push_over(
     progress: &(dyn Fn(&NodeName, Progress) + Send + Sync),
 ) -> Vec<NodeOutcome> {
     let started = Instant::now();
-    let packs = push.payload.as_ref().map(Packs::new);
+    let packs = push.payload.as_ref().map(|payload| Packs::new(payload, Source::new(payload, identities, timeouts)));
     let names: Vec<NodeName> = push.nodes.iter().map(|target| target.node.clone()).collect();
     let (lines, desk) = orders::lines(&names);
     let each = push.nodes.iter().zip(lines).map(|(target, line)| {
@@ -284,6 +308,8 @@ enum End {
     Elsewhere(NodeError, Position),
     /// The node has not got the image over which the document came.
     NoBase,
+    /// The node misses these, some of which must be fetched before they can be sent.
+    Lacking(Vec<Object>),
 }
 
 impl Pushing<'_> {
@@ -314,8 +340,8 @@ impl Pushing<'_> {
         // While one connects, the order is made and the first packs are begun.
         let mut expected = self.expect(&self.remembered);
         let prepared = async {
-            let spool = self.packs.map(|packs| packs.pack(&expected.items)).transpose();
-            (line.order(next(&self.remembered.position)).await, spool)
+            let spool = self.pack(&expected.items).await?;
+            Ok((line.order(next(&self.remembered.position)).await, spool))
         };
         let connecting = async {
             let connected = match early {
@@ -331,23 +357,28 @@ impl Pushing<'_> {
             }
             connected
         };
-        let (client, (order, spool)) = tokio::join!(connecting, prepared);
+        let (client, prepared) = tokio::join!(connecting, prepared);
         let client = client?;
         self.timings.connect_ms = millis(client.connection().connect_time());
-        let mut spool = spool.map_err(|source| self.pack_error(source))?;
-        let connected = Instant::now();
-        let mut order = order;
+        let (mut order, mut spool) = prepared.map_err(|source| self.pack_error(source))?;
+        let times = Times { connected: Instant::now(), measured: measure(&client) };
         let mut refusal = None;
-        for _ in 0..ORDERS_MAX {
-            let signed = match order.take() {
-                Some(Ok(signed)) => signed,
-                Some(Err(source)) => return Err(PushError::Sign { node: self.target.node.clone(), source }),
-                None => break,
+        let mut signed = None;
+        for _ in 0..SUBMISSIONS_MAX {
+            let (signed_at, signed) = match (&signed, order.take()) {
+                (_, Some(Ok(fresh))) => {
+                    self.timings.orders += 1;
+                    signed.insert((Instant::now(), fresh)).clone()
+                }
+                (_, Some(Err(source))) => return Err(PushError::Sign { node: self.target.node.clone(), source }),
+                (Some(same), None) => same.clone(),
+                (None, None) => break,
             };
-            self.timings.orders += 1;
-            let end = self.submit(&client, &signed, &expected, spool.take(), line, connected).await;
+            let before = self.remembered.position.clone();
+            let end = self.submit(&client, &signed, &expected, spool.take(), line, &times).await;
             let (sent, received) = client.connection().traffic();
             (self.timings.sent_bytes, self.timings.received_bytes) = (sent, received);
+            self.remembered.round_trip_us = times.measured.get().copied().or(self.remembered.round_trip_us);
             match end? {
                 End::Done(done) => {
                     client.close().await;
@@ -357,15 +388,25 @@ impl Pushing<'_> {
                     refusal = Some(error);
                     self.remembered.position = position.clone();
                     self.tell(Progress::Repositioned(position));
+                    if self.timings.orders as usize == ORDERS_MAX {
+                        break;
+                    }
+                    spool = self.pack(&expected.items).await.map_err(|source| self.pack_error(source))?;
+                    order = line.order(next(&self.remembered.position)).await;
+                    continue;
                 }
                 End::NoBase => {
                     self.remembered.images.clear();
                     expected = Expected { base: None, items: Vec::new() };
                 }
+                End::Lacking(items) => expected.items = items,
             }
-            let spooled = self.packs.map(|packs| packs.pack(&expected.items)).transpose();
-            spool = spooled.map_err(|source| self.pack_error(source))?;
-            order = line.order(next(&self.remembered.position)).await;
+            // Nothing was accepted: the same order is as good as it was, and nobody has to sign again.
+            self.remembered.position = before;
+            spool = self.pack(&expected.items).await.map_err(|source| self.pack_error(source))?;
+            if signed_at.elapsed() > lifetime(&signed.bytes) / 2 {
+                order = line.order(next(&self.remembered.position)).await;
+            }
         }
         client.close().await;
         Err(refusal.unwrap_or_else(|| unexpected(self.target, "it wants ever new orders")).into())
@@ -376,6 +417,13 @@ impl Pushing<'_> {
             Some(payload) => packs::expect(payload, self.memory, remembered),
             None => Expected::default(),
         }
+    }
+
+    async fn pack(&self, items: &[Object]) -> Result<Option<Arc<Spool>>, Arc<SpoolError>> {
+        let (Some(packs), Some(payload)) = (self.packs, &self.push.payload) else { return Ok(None) };
+        let is_near = self.remembered.round_trip_us.is_some_and(|us| Duration::from_micros(us) < NEAR);
+        let options = if is_near { payload.options.fast() } else { payload.options };
+        packs.pack(items, options, &|progress| self.tell(progress)).await.map(Some)
     }
 
     fn pack_error(&self, source: Arc<SpoolError>) -> PushError {
@@ -390,7 +438,7 @@ impl Pushing<'_> {
         expected: &Expected,
         spool: Option<Arc<Spool>>,
         line: &Line,
-        connected: Instant,
+        times: &Times,
     ) -> Result<End, PushError> {
         let document = match self.packs {
             Some(packs) => {
@@ -454,7 +502,7 @@ impl Pushing<'_> {
             order,
             image,
             line,
-            connected,
+            times,
             idle,
             expected,
             upload: &upload,
@@ -476,7 +524,8 @@ impl Pushing<'_> {
 
     /// Takes in how an order goes, up to its end.
     async fn receive(&mut self, receiving: Receiving<'_>) -> Result<End, PushError> {
-        let Receiving { mut incoming, ending, more, order, image, line, connected, idle, expected, upload } = receiving;
+        let Receiving { mut incoming, ending, more, order, image, line, times, idle, expected, upload } = receiving;
+        let Times { connected, measured } = times;
         let node = self.target.node.to_string();
         let mut was_asked_for_more = false;
         for _ in 0..EVENTS_MAX {
@@ -493,7 +542,7 @@ impl Pushing<'_> {
                 Err(source) => return Err(NodeError::Frames { node, source }.into()),
             };
             match event {
-                Event::Step(step) => self.step(step, order, image, line, connected),
+                Event::Step(step) => self.step(step, order, image, line, *connected),
                 Event::Waiting { holder, since } => {
                     line.settled();
                     self.tell(Progress::Waiting { holder: printable(&holder), since });
@@ -507,7 +556,13 @@ impl Pushing<'_> {
                     }
                     let items = packs::missing(&payload.image, &bits, count);
                     let items = items.map_err(|what| unexpected(self.target, &what))?;
-                    let spool = packs.pack(&items).map_err(|source| self.pack_error(source))?;
+                    if packs.lacks(&items).await.map_err(|source| self.pack_error(source))? {
+                        // The node would not wait for that long.
+                        return Ok(End::Lacking(items));
+                    }
+                    self.remembered.round_trip_us = measured.get().copied().or(self.remembered.round_trip_us);
+                    let spool = self.pack(&items).await.map_err(|source| self.pack_error(source))?;
+                    let Some(spool) = spool else { continue };
                     self.timings.packs += 1;
                     // Where nobody sends any more, that failure ends the push.
                     more.send(spool).await.ok();
@@ -582,6 +637,25 @@ impl Pushing<'_> {
     }
 }
 
+/// When the node was connected to, and how long it took to answer (in microseconds, once that is known).
+struct Times {
+    connected: Instant,
+    measured: Arc<OnceLock<u64>>,
+}
+
+/// Measures how far away the node is, while other things go on over the connection.
+fn measure(client: &NodeClient) -> Arc<OnceLock<u64>> {
+    let measured = Arc::new(OnceLock::new());
+    let (connection, to) = (client.connection().clone(), Arc::clone(&measured));
+    tokio::spawn(async move {
+        if let Ok(Ok(took)) = tokio::time::timeout(ROUND_TRIP_MAX, connection.ping()).await {
+            // It is set here alone.
+            to.set(u64::try_from(took.as_micros()).unwrap_or(u64::MAX)).ok();
+        }
+    });
+    measured
+}
+
 struct Receiving<'a> {
     incoming: Incoming,
     ending: Option<EndingHandle>,
@@ -589,7 +663,7 @@ struct Receiving<'a> {
     order: &'a SignedOrder,
     image: Option<ImageId>,
     line: &'a Line,
-    connected: Instant,
+    times: &'a Times,
     idle: Duration,
     expected: &'a Expected,
     upload: &'a Upload,
@@ -649,6 +723,12 @@ fn since(start: Instant) -> u64 {
 /// The place after this one.
 fn next(position: &Position) -> order::Target {
     order::Target { counter: position.counter.saturating_add(1), previous: position.previous }
+}
+
+/// From its issue to its expiry.
+fn lifetime(order: &[u8]) -> Duration {
+    let seconds = Order::parse(order).map_or(0, |order| order.not_after.0.saturating_sub(order.issued.0));
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
 }
 
 /// How long carrying out may take without a word: every service's health, draining and stopping one after another.

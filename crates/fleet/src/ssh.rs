@@ -326,6 +326,18 @@ impl Connection {
         self.inner.traffic.get()
     }
 
+    /// How long the host's SSH server takes to answer: a round trip, over all jump hosts.
+    ///
+    /// # Errors
+    /// The connection ended.
+    pub async fn ping(&self) -> Result<Duration, ChannelError> {
+        let started = Instant::now();
+        match self.inner.handle.send_ping().await {
+            Ok(()) if !self.is_closed() => Ok(started.elapsed()),
+            _ => Err(self.ended()),
+        }
+    }
+
     /// How long connecting and logging in took.
     #[must_use]
     pub fn connect_time(&self) -> Duration {

@@ -1,8 +1,9 @@
 //! What an operator's machine keeps of what it sent, as bases of later deltas.
 //!
 //! The cache is a directory of packs ([`crate::pack`]) without deltas: [`crate::pack::encode`] writes
-//! each record a second time as it sends it, so keeping costs a write and no compression. An object is
-//! unpacked with the record that holds it, when it is asked for.
+//! each record a second time as it sends it, so keeping costs a write and no compression. A pack that comes from
+//! a node is taken in as it is, once every object in it was checked ([`Cache::take_in`]). An object is unpacked
+//! with the record that holds it, when it is asked for.
 //!
 //! # Layout
 //!
@@ -23,10 +24,12 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "offsets within a record, which is at most 4 MiB")]
 
-use crate::pack::{BLOCK_MAX_BYTES, Contents, Header, RecordKind, read_header, read_magic, unpack};
+use crate::pack::{
+    self, BLOCK_MAX_BYTES, Contents, Header, Nothing, PackError, RecordKind, Sink, read_header, read_magic, unpack,
+};
 use bulkhead_core::{FileDigest, verity, verity::VerityHasher};
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     fs::{self, File},
     io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
@@ -102,7 +105,21 @@ pub enum CacheError {
         #[source]
         source: io::Error,
     },
+    /// A pack that was to be taken in is not what was asked for.
+    #[error("cannot take in what was sent")]
+    Pack(#[source] PackError),
+    /// A pack that was to be taken in has not everything.
+    #[error("{missing} of the objects asked for did not come")]
+    Incomplete {
+        /// How many did not.
+        missing: usize,
+    },
 }
+
+/// What a pack of so many objects of so many bytes takes at most: bodies never grow, headers are bounded.
+const PACK_BYTES_PER_OBJECT: u64 = 128;
+/// Likewise, for each record of a large object.
+const PACK_BYTES_PER_RECORD: u64 = 128;
 
 fn failed(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> CacheError {
     move |source| CacheError::Io { operation, path: path.into(), source }
@@ -133,6 +150,14 @@ impl Cache {
         }
         packs.sort_by(|a, b| b.path.cmp(&a.path));
         Ok(Self { directory: directory.into(), packs, unpacked: Mutex::default() })
+    }
+
+    /// The cache as it is now: with what was committed since this one was opened.
+    ///
+    /// # Errors
+    /// As [`Cache::open`].
+    pub fn reopened(&self) -> Result<Self, CacheError> {
+        Self::open(&self.directory)
     }
 
     /// Whether an object is here, as far as the index knows.
@@ -185,6 +210,30 @@ impl Cache {
             }
         }
         Ok(())
+    }
+
+    /// Takes in a pack from a place that is not trusted, for whoever opens the cache from now on: exactly the wanted
+    /// objects, each of which has its digest, none as a delta. Otherwise nothing is kept. Gives the pack's length.
+    ///
+    /// # Errors
+    /// [`CacheError::Pack`] for what is wrong with it, [`CacheError::Incomplete`] where something did not come.
+    pub fn take_in(&self, input: &mut dyn Read, wanted: &HashMap<FileDigest, u64>) -> Result<u64, CacheError> {
+        let mut writer = self.writer()?;
+        let content_bytes: u64 = wanted.values().sum();
+        let records = content_bytes / BLOCK_MAX_BYTES as u64 + 1;
+        let bound = content_bytes
+            .saturating_add(PACK_BYTES_PER_OBJECT * wanted.len() as u64)
+            .saturating_add(PACK_BYTES_PER_RECORD * records);
+        let mut checked = Checked { wanted: wanted.clone(), current: None };
+        let mut kept = Kept { input: input.take(bound), writer: &mut writer, bytes: 0 };
+        let decoded = pack::decode(&mut kept, &Nothing, &mut checked).map_err(CacheError::Pack)?;
+        let bytes = kept.bytes;
+        let missing = checked.wanted.len() + decoded.unresolved.len();
+        if missing > 0 {
+            return Err(CacheError::Incomplete { missing });
+        }
+        writer.commit()?;
+        Ok(bytes)
     }
 
     fn record(&self, pack: &Pack, offset: u64) -> io::Result<Arc<Record>> {
@@ -276,6 +325,58 @@ impl Contents for Cache {
             return Ok(Some(bytes));
         }
         Ok(None)
+    }
+}
+
+/// What is read is written to the cache as well.
+struct Kept<'a, R> {
+    input: R,
+    writer: &'a mut Writer,
+    bytes: u64,
+}
+
+impl<R: Read> Read for Kept<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.input.read(buffer)?;
+        self.writer.write_all(&buffer[..count])?;
+        self.bytes += count as u64;
+        Ok(count)
+    }
+}
+
+/// Ticks off wanted objects. Their bytes are in the pack, which is kept.
+struct Checked {
+    wanted: HashMap<FileDigest, u64>,
+    current: Option<FileDigest>,
+}
+
+impl Sink for Checked {
+    /// All that comes is looked at: what was not asked for is not kept unseen.
+    fn wants(&mut self, _: &FileDigest, _: u64) -> bool {
+        true
+    }
+
+    fn begin(&mut self, digest: &FileDigest, size_bytes: u64) -> io::Result<()> {
+        if self.wanted.get(digest) != Some(&size_bytes) {
+            return Err(damaged("nobody asked for it"));
+        }
+        self.current = Some(*digest);
+        Ok(())
+    }
+
+    fn write(&mut self, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        if let Some(digest) = self.current.take() {
+            self.wanted.remove(&digest);
+        }
+        Ok(())
+    }
+
+    fn abandon(&mut self) {
+        self.current = None;
     }
 }
 

@@ -189,6 +189,14 @@ impl World {
         finish(self.command(folder, words).env("BULKHEAD_KEY", key), words)
     }
 
+    /// As [`World::run`], from a machine that remembers only what is in this folder.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn run_with_cache(&self, folder: &Path, words: &[&str], cache: &Path) -> Result<Ran> {
+        finish(self.command(folder, words).env("BULKHEAD_CACHE", cache), words)
+    }
+
     /// Starts `bulkhead` and leaves it running.
     ///
     /// # Errors

@@ -49,7 +49,7 @@ pub async fn run(context: &Context, args: &DeployArgs) -> Result<()> {
     let files = FleetFiles::load(&context.places)?;
     let environment = &args.environment.environment;
     let nodes = app.nodes_in(&files, environment)?;
-    let session = Session::of(files)?;
+    let session = Session::of(context, files)?;
 
     // Nothing of these waits for another: nodes are connected to, and asked, while the folder is scanned.
     let early = session.begin(&nodes)?;

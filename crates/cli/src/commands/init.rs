@@ -78,7 +78,7 @@ pub async fn run(context: &Context, args: &InitArgs) -> Result<()> {
         }
     };
     // Everything that can fail comes before the first file is written.
-    let policy = policy(args, &fleet, &policy_path, &signatures_path).await?;
+    let policy = policy(context, args, &fleet, &policy_path, &signatures_path).await?;
     let new_manifest = match read_if_present(&manifest_path)? {
         Some(_) => None,
         None => Some(guessed_manifest(&manifest_path)?),
@@ -112,7 +112,13 @@ struct NewPolicy {
 }
 
 /// A new policy with its signature, or the missing signature of the one that is there.
-async fn policy(args: &InitArgs, fleet: &FleetName, policy_path: &Path, signatures_path: &Path) -> Result<NewPolicy> {
+async fn policy(
+    context: &Context,
+    args: &InitArgs,
+    fleet: &FleetName,
+    policy_path: &Path,
+    signatures_path: &Path,
+) -> Result<NewPolicy> {
     let present = read_if_present(policy_path)?;
     if read_if_present(signatures_path)?.is_some() {
         if present.is_none() {
@@ -125,7 +131,7 @@ async fn policy(args: &InitArgs, fleet: &FleetName, policy_path: &Path, signatur
         }
         return Ok(NewPolicy { document: None, signatures: None, key: None });
     }
-    let mut identities = identities()?;
+    let mut identities = identities(context)?;
     let (bytes, wanted) = match &present {
         Some(text) => {
             let policy = Policy::parse(text.as_bytes())

@@ -34,7 +34,7 @@ pub async fn run(context: &Context, args: &PlanArgs) -> Result<()> {
     let files = FleetFiles::load(&context.places)?;
     let environment = &args.environment.environment;
     let nodes = app.nodes_in(&files, environment)?;
-    let session = Session::of(files)?;
+    let session = Session::of(context, files)?;
     let (built, present) =
         tokio::join!(build_image(context, &app, args.locked), asked(&session, &nodes, &app.manifest.app));
     let (built, present) = (built?, present?);

@@ -3,7 +3,7 @@
 use crate::{
     Context,
     args::OrderArgs,
-    deployment::{asked_over, payload_of_held, plan_over},
+    deployment::{asked_over, document_of_held, payload_of_held, plan_over},
     error::{Error, Kind, Result},
     orders::{Draft, carry_out, check_message},
     plan::Wanted,
@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 ///
 /// The image is not built again: its digest is the one that FROM runs. Settings
 /// are those that this folder's `bulkhead.toml` has for TO. Shows the difference
-/// first.
+/// first. What this machine has not got of the image is fetched from FROM's nodes.
 #[derive(Debug, Args)]
 pub struct PromoteArgs {
     /// The environment to take the image from.
@@ -57,18 +57,18 @@ pub async fn run(context: &Context, args: &PromoteArgs) -> Result<()> {
     let files = FleetFiles::load(&context.places)?;
     let sources = from_nodes(&files, args)?;
     let nodes = app.nodes_in(&files, &args.to)?;
-    let session = Session::of(files)?;
-    let early = session.begin(&nodes)?;
-    let (statuses, present, signers) =
-        tokio::join!(session.statuses(&sources), asked_over(&session, early, name), session.signers(&args.to));
-    let (statuses, (early, present), signers) = (all_must_answer(statuses?)?, present?, signers?);
-    let (holder, release, image) = agreed(name, &args.from, &statuses)?;
-    let holder = sources
-        .iter()
-        .find(|(node, _)| *node == holder)
-        .ok_or_else(|| Error::new(Kind::Internal, "a node answered that was not asked"))?;
+    let session = Session::of(context, files)?;
+    let (early, from) = (session.begin(&nodes)?, session.begin(&sources)?);
+    let asking = session.ask_over(from, |client| async move { client.status().await });
+    let ((mut from, statuses), present, signers) =
+        tokio::join!(asking, asked_over(&session, early, name), session.signers(&args.to));
+    let (statuses, (early, present), signers) = (all_must_answer(statuses)?, present?, signers?);
+    let (release, image, names) = agreed(name, &args.from, &statuses)?;
 
-    let payload = payload_of_held(context, &session, image, holder).await?;
+    let (document, decoded) = document_of_held(&session, image, &mut from, &names).await?;
+    let mut holders = sources;
+    holders.retain(|(node, _)| names.contains(node));
+    let payload = payload_of_held(context, &session, document, decoded, &holders)?;
     let services = app.manifest.services_in(&args.to);
     let origin = format!("promoted from {}", args.from);
     let wanted = Wanted {
@@ -107,24 +107,27 @@ fn from_nodes(files: &FleetFiles, args: &PromoteArgs) -> Result<Vec<(NodeName, F
     Ok(nodes)
 }
 
-/// The live release that all nodes of FROM agree on, and one of them.
+/// The live release that all nodes of FROM agree on, its image, and the nodes that run it.
 fn agreed<'a>(
     app: &AppName,
     from: &EnvironmentName,
     statuses: &'a [(NodeName, NodeStatus)],
-) -> Result<(NodeName, &'a Release, ImageId)> {
+) -> Result<(&'a Release, ImageId, Vec<NodeName>)> {
     let mut by_image: BTreeMap<ImageId, Vec<&NodeName>> = BTreeMap::new();
     let mut first = None;
     for (node, status) in statuses {
         let live = app_of(status, app).and_then(|known| known.live.as_ref());
         let Some((release, image)) = live.and_then(|release| Some((release, release.image?))) else { continue };
         by_image.entry(image).or_default().push(node);
-        first.get_or_insert((node.clone(), release, image));
+        first.get_or_insert((release, image));
     }
     match (first, by_image.len()) {
         (None, _) => Err(Error::configuration(format!("nothing of {app} runs in `{from}`"))
             .hint(format!("`bulkhead deploy -e {from}` first"))),
-        (Some(first), 1) => Ok(first),
+        (Some((release, image)), 1) => {
+            let nodes = by_image.into_values().flatten().cloned().collect();
+            Ok((release, image, nodes))
+        }
         (Some(_), _) => {
             let mut error = Error::new(Kind::Partial, format!("nodes of `{from}` run different images of {app}"));
             for (image, nodes) in by_image {

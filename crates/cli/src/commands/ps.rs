@@ -3,7 +3,7 @@
 use crate::{
     Context,
     args::MaybeEnvironment,
-    error::{ErrorBody, Result},
+    error::{Error, ErrorBody, Kind, Result},
     output::{Paint, age, size},
     plan::short,
     session::{Session, now},
@@ -33,6 +33,8 @@ pub struct PsReport {
     pub services: Vec<RunningService>,
     /// Nodes that did not answer.
     pub unreachable: Vec<UnreachableNode>,
+    /// What went wrong, where a node did not answer.
+    pub error: Option<ErrorBody>,
 }
 
 /// A service on a node.
@@ -80,11 +82,11 @@ pub struct UnreachableNode {
 /// Shows what runs.
 ///
 /// # Errors
-/// No node answered, or the fleet's files are wrong.
+/// A node did not answer, or the fleet's files are wrong.
 pub async fn run(context: &Context, args: &PsArgs) -> Result<()> {
     let session = Session::open(context)?;
     let nodes = session.files.nodes(args.environment.environment.as_ref())?;
-    let mut report = PsReport { services: vec![], unreachable: vec![] };
+    let mut report = PsReport { services: vec![], unreachable: vec![], error: None };
     let mut errors = Vec::new();
     for answer in session.statuses(&nodes).await? {
         match answer.result {
@@ -95,14 +97,36 @@ pub async fn run(context: &Context, args: &PsArgs) -> Result<()> {
             }
         }
     }
-    if !errors.is_empty() && errors.len() == nodes.len() {
-        return Err(errors.swap_remove(0));
-    }
+    report.error = summary(&errors, nodes.len()).map(|error| error.report().error);
     context.ui.result(&report, |report, paint| render(report, now(), paint))?;
-    for error in errors.iter().filter(|_| !context.ui.is_json()) {
-        context.ui.warn(error);
+    match summary(&errors, nodes.len()) {
+        None => Ok(()),
+        Some(mut error) => {
+            error.shown = true;
+            Err(error)
+        }
     }
-    Ok(())
+}
+
+/// One error for all nodes that did not answer: of their kind where none answered, else partly.
+fn summary(errors: &[Error], nodes: usize) -> Option<Error> {
+    let first = errors.first()?;
+    if errors.len() == nodes && nodes == 1 {
+        return Some(first.clone());
+    }
+    let same = errors.iter().all(|error| error.kind == first.kind);
+    let kind = if errors.len() == nodes && same { first.kind } else { Kind::Partial };
+    let mut error = Error::new(kind, format!("{} of {nodes} nodes did not answer", errors.len()));
+    for cause in errors {
+        let because = if cause.causes.is_empty() { String::new() } else { format!(": {}", cause.causes.join(": ")) };
+        error.causes.push(format!("{}{because}", cause.message));
+        for hint in &cause.hints {
+            if !error.hints.contains(hint) {
+                error.hints.push(hint.clone());
+            }
+        }
+    }
+    Some(error)
 }
 
 fn services(status: &NodeStatus, only: Option<&AppName>) -> Vec<RunningService> {
@@ -172,6 +196,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn exit_codes() {
+        let error = |kind| Error::new(kind, "x");
+        let (away, no) = (Kind::Unreachable, Kind::Refused);
+        for (errors, nodes, expected) in [
+            (vec![], 2, None),
+            (vec![away], 1, Some(4)),
+            (vec![away, away], 2, Some(4)),
+            (vec![away], 2, Some(9)),
+            (vec![away, no], 2, Some(9)),
+        ] {
+            let errors: Vec<Error> = errors.into_iter().map(error).collect();
+            assert_eq!(summary(&errors, nodes).map(|error| error.kind.exit_code()), expected, "{errors:?} {nodes}");
+        }
+    }
+
+    #[test]
     fn table() {
         let service = |node: &str, state: &str| RunningService {
             node: node.into(),
@@ -193,6 +233,7 @@ mod tests {
         let report = PsReport {
             services: vec![service("prod-1", "active"), service("prod-2", "failed")],
             unreachable: vec![UnreachableNode { node: "prod-3".into(), error }],
+            error: None,
         };
         insta::assert_snapshot!(render(&report, Timestamp(8300), Paint { colour: false }));
     }

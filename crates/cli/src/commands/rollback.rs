@@ -3,7 +3,7 @@
 use crate::{
     Context,
     args::{Environment, OrderArgs},
-    deployment::{live_of, payload_of_held, plan_over, present},
+    deployment::{Present, document_of_held, live_of, payload_of_held, plan_over, present},
     error::{Error, Kind, Result},
     orders::{Draft, carry_out, check_message},
     plan::Wanted,
@@ -11,9 +11,9 @@ use crate::{
 };
 use bulkhead_core::{
     AppName, ImageId, NodeName,
-    image::Image,
     order::{Action, Run, ServiceSpec},
 };
+use bulkhead_fleet::push::Early;
 use bulkhead_wire::{Outcome, Release};
 use clap::Args;
 use std::sync::Arc;
@@ -22,7 +22,8 @@ use std::sync::Arc;
 ///
 /// Without RELEASE: the last good one before the live one that differs from it.
 /// Image and settings are the earlier release's own. Nothing is uploaded where a
-/// node still has the image.
+/// node still has the image; one that has it no more gets it from this machine, or
+/// through it from a node that does.
 #[derive(Debug, Args)]
 pub struct RollbackArgs {
     #[command(flatten)]
@@ -66,17 +67,21 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
     }
 
     let chosen = choose(&args.app, args.release, &histories)?;
+    let holds = |node: &NodeName| known.iter().any(|it| it.node == *node && it.images.contains(&chosen.image));
+    let holders: Vec<_> = nodes.iter().filter(|(name, _)| holds(name)).cloned().collect();
+    let names: Vec<NodeName> = holders.iter().map(|(name, _)| name.clone()).collect();
+    let document = document_of_held(&session, chosen.image, &mut early, &names).await;
+    learn_live(&session, &known, &mut early).await;
     let nodes: Vec<_> = nodes.into_iter().filter(|(name, _)| chosen.nodes.contains(name)).collect();
     early.retain(|name, _| chosen.nodes.contains(name));
     let present: Vec<_> = known.into_iter().filter(|known| chosen.nodes.contains(&known.node)).collect();
     let origin = format!("rollback to {}", chosen.number);
-    let document = session.memory.document(chosen.image).and_then(|document| Image::decode(&document).ok());
     let wanted = Wanted {
         verb: "rollback",
         app: &args.app,
         environment,
         image_id: &chosen.image.to_string(),
-        image: document.as_ref(),
+        image: document.as_ref().ok().map(|(_, image)| image),
         services: &chosen.services,
         origin: Some(&origin),
     };
@@ -88,11 +93,8 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
     let payload = if present.iter().all(|known| known.images.contains(&chosen.image)) {
         None
     } else {
-        let holder = nodes
-            .iter()
-            .find(|(name, _)| present.iter().any(|known| known.node == *name && known.images.contains(&chosen.image)));
-        let holder = holder.or_else(|| nodes.first()).ok_or_else(|| no_release(&args.app))?;
-        Some(payload_of_held(context, &session, chosen.image, holder).await?)
+        let (document, image) = document?;
+        Some(payload_of_held(context, &session, document, image, &holders)?)
     };
     let draft = Draft {
         verb: "rollback",
@@ -109,6 +111,14 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
         early,
     };
     carry_out(context, &session, &signers, draft, Some(plan), &args.order).await
+}
+
+/// Gets the documents of live images that this machine does not know, so that the plan can say which files change.
+async fn learn_live(session: &Session, known: &[Present], early: &mut Early) {
+    for (node, image) in known.iter().filter_map(|known| Some((&known.node, known.image?))) {
+        // Without it the plan says less, which is no reason to fail.
+        document_of_held(session, image, early, std::slice::from_ref(node)).await.ok();
+    }
 }
 
 /// The release to go back to and the nodes that know it.

@@ -7,7 +7,7 @@
 use bulkhead_core::{FileDigest, ImageId, image::Image};
 use bulkhead_store::{
     cache::CacheError,
-    pack::{self, Chain, Contents, Item, Nothing, PackError},
+    pack::{self, Chain, Contents, Item, Nothing, Options, PackError},
 };
 use bulkhead_wire::distinct_objects;
 use std::{
@@ -23,7 +23,7 @@ use tokio::{
     sync::watch,
 };
 
-use super::Payload;
+use super::{FetchError, Payload, Progress, fetch::Source};
 use crate::memory::{Memory, Remembered};
 
 /// An image of at most this size goes whole to a node of which nothing is remembered, which spares a round trip;
@@ -103,6 +103,9 @@ pub enum SpoolError {
     /// The objects could not be kept for later deltas.
     #[error("cannot keep the objects in the cache")]
     Cache(#[source] CacheError),
+    /// What is not on this machine could not be fetched.
+    #[error("cannot fetch what is not on this machine")]
+    Fetch(#[source] FetchError),
     /// The encoding thread broke.
     #[error("packing broke off")]
     Broken,
@@ -123,16 +126,21 @@ pub(super) struct Spool {
 }
 
 /// All packs and documents of one push, each made once.
-#[derive(Debug)]
 pub(super) struct Packs<'a> {
     payload: &'a Payload,
+    source: Source<'a>,
     spools: Mutex<HashMap<[u8; 32], Arc<Spool>>>,
     documents: tokio::sync::Mutex<HashMap<Option<ImageId>, Arc<Vec<u8>>>>,
 }
 
 impl<'a> Packs<'a> {
-    pub(super) fn new(payload: &'a Payload) -> Self {
-        Self { payload, spools: Mutex::default(), documents: tokio::sync::Mutex::default() }
+    pub(super) fn new(payload: &'a Payload, source: Source<'a>) -> Self {
+        Self { payload, source, spools: Mutex::default(), documents: tokio::sync::Mutex::default() }
+    }
+
+    /// Whether something of this must be fetched before it can be packed.
+    pub(super) async fn lacks(&self, items: &[Item]) -> Result<bool, Arc<SpoolError>> {
+        self.source.lacks(items).await.map_err(|error| Arc::new(SpoolError::Fetch(error)))
     }
 
     /// The image's document over a base's, compressed.
@@ -153,8 +161,15 @@ impl<'a> Packs<'a> {
         Ok(packed)
     }
 
-    /// A pack of these objects; begun now unless it was before.
-    pub(super) fn pack(&self, items: &[Item]) -> Result<Arc<Spool>, Arc<SpoolError>> {
+    /// A pack of these objects; begun now unless it was before. What is not on this machine is fetched first.
+    pub(super) async fn pack(
+        &self,
+        items: &[Item],
+        options: Options,
+        tell: &(dyn Fn(Progress) + Sync),
+    ) -> Result<Arc<Spool>, Arc<SpoolError>> {
+        self.source.bring(items, tell).await.map_err(|error| Arc::new(SpoolError::Fetch(error)))?;
+        let cache = self.source.cache().await;
         let key = key(items);
         let mut spools = self.spools.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(spool) = spools.get(&key) {
@@ -165,7 +180,7 @@ impl<'a> Packs<'a> {
         let (sender, growth) = watch::channel(Growth::default());
         let spool = Arc::new(Spool { file: Arc::clone(&file), growth });
         spools.insert(key, Arc::clone(&spool));
-        let (items, payload) = (items.to_vec(), self.payload.clone());
+        let (items, payload) = (items.to_vec(), Payload { cache, options, ..self.payload.clone() });
         tokio::task::spawn_blocking(move || {
             let mut writer = SpoolWriter { file, growth: &sender };
             let end = encode(&items, &payload, &mut writer).map_err(Arc::new);

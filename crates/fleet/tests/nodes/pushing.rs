@@ -89,6 +89,7 @@ impl Bed {
             image: Arc::new(image),
             contents: Arc::new(contents),
             cache: Some(Arc::new(Cache::open(&self.cache).unwrap())),
+            holders: None,
             options: bulkhead_store::pack::Options::default(),
         };
         let made: Mutex<Vec<Vec<String>>> = Mutex::default();

@@ -141,3 +141,49 @@ fn the_oldest_go_first() {
     cache.shrink(0).unwrap();
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn a_pack_from_elsewhere_is_taken_in_whole_or_not_at_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = || Cache::open(directory.path()).unwrap();
+    let (memory, other) = (memory(1), memory(2));
+    let wanted: HashMap<FileDigest, u64> = memory.iter().map(|(digest, bytes)| (*digest, bytes.len() as u64)).collect();
+    let packed = |items: &[Item], from: &Memory, bases: &Memory| {
+        let mut bytes = Vec::new();
+        encode(items, from, bases, &mut bytes, None, &Options::default()).unwrap();
+        bytes
+    };
+    let whole = packed(&items(&memory), &memory, &Memory::new());
+    let flipped = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        bytes
+    };
+    let both: Memory = memory.clone().into_iter().chain(other.clone()).collect();
+    let twice = [items(&memory), items(&memory)[..1].to_vec()].concat();
+    let mut deltas = items(&memory);
+    let bases: Vec<FileDigest> =
+        deltas.iter().map(|item| verity::digest(&[&memory[&item.digest][..], b"x"].concat())).collect();
+    let alike: Memory =
+        memory.values().map(|bytes| [&bytes[..], b"x"].concat()).map(|b| (verity::digest(&b), b)).collect();
+    deltas.iter_mut().zip(bases).for_each(|(item, base)| item.base = Some(base));
+    let cases = [
+        ("cut", whole[..whole.len() - 1].to_vec()),
+        ("nothing", Vec::new()),
+        ("damaged in a digest", flipped(30)),
+        ("damaged in a body", flipped(whole.len() - 40)),
+        ("some", packed(&items(&memory)[1..], &memory, &Memory::new())),
+        ("others", packed(&items(&other), &other, &Memory::new())),
+        ("more", packed(&items(&both), &both, &Memory::new())),
+        ("deltas", packed(&deltas, &memory, &alike)),
+    ];
+    for (name, bytes) in cases {
+        assert!(opened().take_in(&mut bytes.as_slice(), &wanted).is_err(), "{name}");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "{name}");
+    }
+    // An item that is named twice goes once.
+    let once = packed(&twice, &memory, &Memory::new());
+    let followed = [&once[..], b"more of something else"].concat();
+    assert_eq!(opened().take_in(&mut followed.as_slice(), &wanted).unwrap(), once.len() as u64);
+    check(&opened(), &memory);
+}

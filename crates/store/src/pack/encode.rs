@@ -41,8 +41,16 @@ pub struct Options {
     pub threads: usize,
 }
 
+impl Options {
+    /// For a local network, or this machine: more effort takes longer than sending what it would save.
+    #[must_use]
+    pub fn fast(self) -> Self {
+        Self { level: self.level.min(1), delta_level: self.delta_level.min(3), ..self }
+    }
+}
+
 impl Default for Options {
-    /// For a line of some 50 Mbit/s. A fast line wants level 1.
+    /// For a line of some 50 Mbit/s.
     fn default() -> Self {
         Self { level: 3, delta_level: 9, threads: thread::available_parallelism().map_or(1, usize::from) }
     }

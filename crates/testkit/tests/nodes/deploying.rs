@@ -1,8 +1,9 @@
 //! The main road: deploy, look, promote, roll back, stop, remove.
 
 use anyhow::{Context as _, Result, ensure};
-use bulkhead_testkit::world::{App, World, get, live_socket};
+use bulkhead_testkit::world::{App, World, get, live_socket, noise};
 use std::{
+    fs,
     io::Write as _,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
@@ -12,6 +13,7 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("a_folder_becomes_a_running_service", running_service),
     ("nothing_changed_is_quick_and_changes_nothing", unchanged),
     ("promote_and_roll_back", promote_and_roll_back),
+    ("promote_and_roll_back_from_another_machine", from_another_machine),
     ("a_deploy_under_load_loses_no_request", under_load),
     ("nor_does_one_of_a_service_with_a_volume", volume_under_load),
     ("stop_start_restart_remove", stop_start_restart_remove),
@@ -75,6 +77,70 @@ fn promote_and_roll_back(world: &World) -> Result<()> {
         ensure!(ran.code != 0, "{ran}");
         Ok(())
     })
+}
+
+/// A colleague's machine has neither built nor sent the image: what is needed comes from a node that holds it.
+fn from_another_machine(world: &World) -> Result<()> {
+    let app = world.app("borrowed", SERVE, WEB)?;
+    // Of no other app, and changed below; more than one record of a pack; the same twice.
+    app.write("own.txt", "first of borrowed")?;
+    fs::write(app.folder.join("large.bin"), noise(9 << 20, 7))?;
+    fs::write(app.folder.join("again.bin"), noise(100_000, 8))?;
+    fs::write(app.folder.join("same.bin"), noise(100_000, 8))?;
+    app.deploy("staging", 0)?;
+
+    let elsewhere = tempfile::tempdir()?;
+    let run = |words: &[&str]| world.run_with_cache(&app.folder, words, elsewhere.path());
+    let ran = run(&["promote", "staging", "production", "--yes"])?.expect(0)?;
+    ensure!(ran.stderr.contains("from stage-1"), "{ran}");
+    for node in ["prod-1", "prod-2"] {
+        app.serves(node, "1")?;
+    }
+    let releases = app.run(&["releases", "-e", "production", "borrowed", "-o", "json"])?.expect(0)?.json()?;
+    let orders = releases["releases"].as_array().map(Vec::len);
+    ensure!(orders == Some(1), "the nodes carried out {orders:?} orders instead of one");
+    let image = first_image(&releases).context("no image in the releases")?;
+    // What was fetched is kept: nothing is fetched a second time.
+    app.write("version.txt", "2 of borrowed")?;
+    app.write("own.txt", "second of borrowed")?;
+    app.deploy("staging", 0)?;
+    run(&["promote", "staging", "production", "--yes"])?.expect(0)?.says("2 files from stage-1")?;
+    app.serves("prod-2", "2 of borrowed")?;
+
+    // A node that no longer has the earlier image gets it through a third machine from one that has.
+    let first = bulkhead_core::verity::digest(b"first of borrowed").to_string();
+    let object = format!("objects/{}/{}", &first[..2], &first[2..]);
+    let lose = |node: &str, image: &str| {
+        let store = "/var/lib/bulkhead/store";
+        world.on_node(node, &["rm", &format!("{store}/{object}"), &format!("{store}/documents/{image}")])
+    };
+    lose("prod-1", &image)?;
+    let third = tempfile::tempdir()?;
+    let back = ["rollback", "-e", "production", "borrowed", "1", "--yes"];
+    world.run_with_cache(&app.folder, &back, third.path())?.expect(0)?.says("1 file from prod-2")?;
+    for node in ["prod-1", "prod-2"] {
+        app.serves(node, "1")?;
+    }
+
+    // Where nobody has it, that is said, and nothing changes.
+    app.run(&["rollback", "-e", "production", "borrowed", "2", "--yes"])?.expect(0)?;
+    for node in ["prod-1", "prod-2"] {
+        lose(node, &image)?;
+    }
+    let fourth = tempfile::tempdir()?;
+    let ran = world.run_with_cache(&app.folder, &back, fourth.path())?.expect(3)?;
+    ran.says("neither on this machine nor on a node")?.says("bulkhead deploy")?;
+    app.serves("prod-1", "2 of borrowed")
+}
+
+/// The image of release 1.
+fn first_image(releases: &serde_json::Value) -> Option<String> {
+    let all = releases["releases"].as_array()?;
+    let is_first = |release: &&serde_json::Value| {
+        release["nodes"].as_array().is_some_and(|nodes| nodes.iter().any(|node| node["number"] == 1))
+    };
+    let first = all.iter().find(is_first)?;
+    first["image"].as_str().map(str::to_owned)
 }
 
 fn under_load(world: &World) -> Result<()> {

@@ -79,7 +79,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 
 pub(super) async fn up(context: &Context, args: &LocalUpArgs) -> Result<()> {
     let files = FleetFiles::load(&context.places)?;
-    let session = Session::of(files.clone())?;
+    let session = Session::of(context, files.clone())?;
     for wanted in &args.nodes {
         refuse_others_name(&files, &wanted.node)?;
         if !session.policy.policy.environments.contains_key(&wanted.environment) {
