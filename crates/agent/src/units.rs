@@ -197,10 +197,11 @@ fn service_unit(release: &Release<'_>, service: &ServiceSpec) -> String {
         line("Environment", &quote(&format!("{key}={value}")));
     }
     line("RootDirectory", &display(&paths.image(image)));
-    let mut no_exec = String::from("-/tmp -/var/tmp -/dev/shm -/run");
+    // `+`: below `RootDirectory=`; without it systemd takes the node's paths and drops them in silence.
+    let mut no_exec = String::from("-+/tmp -+/var/tmp -+/dev/shm");
     for volume in &service.volumes {
         line("BindPaths", &format!("{}:{}", display(&paths.volumes(app).join(volume.name.as_str())), volume.path));
-        write!(no_exec, " {}", volume.path).expect("a String takes all");
+        write!(no_exec, " +{}", volume.path).expect("a String takes all");
     }
     line("NoExecPaths", &no_exec);
     line("User", &account(uid));
@@ -210,6 +211,8 @@ fn service_unit(release: &Release<'_>, service: &ServiceSpec) -> String {
     }
     if systemd >= SYSTEMD_PRIVATE_PIDS {
         line("PrivatePIDs", "yes");
+        // Through the journal's own sockets it could write lines in another app's name.
+        line("BindLogSockets", "no");
     }
     line("MemoryDenyWriteExecute", if service.jit { "no" } else { "yes" });
     line("RestrictAddressFamilies", if service.port.is_some() { "AF_UNIX AF_INET AF_INET6" } else { "AF_UNIX" });
@@ -229,6 +232,9 @@ fn service_unit(release: &Release<'_>, service: &ServiceSpec) -> String {
         line("RestartSteps", "5");
         line("RestartMaxDelaySec", "30s");
     }
+    // One that floods its log loses lines of its own before it pushes out those of others.
+    line("LogRateLimitIntervalSec", "30s");
+    line("LogRateLimitBurst", "5000");
     line("SyslogIdentifier", &format!("{app}/{}", service.name));
     line("LogExtraFields", &format!("BULKHEAD_APP={app}"));
     line("LogExtraFields", &format!("BULKHEAD_SERVICE={}", service.name));
@@ -268,7 +274,10 @@ const SEAL: &[(&str, &str)] = &[
     ("KeyringMode", "private"),
     ("SystemCallArchitectures", "native"),
     ("SystemCallFilter", "@system-service"),
-    ("SystemCallFilter", "~@privileged @resources @mount @keyring @obsolete @debug"),
+    (
+        "SystemCallFilter",
+        "~@privileged @resources @mount @keyring @obsolete @debug io_uring_setup io_uring_enter io_uring_register",
+    ),
     ("SystemCallErrorNumber", "EPERM"),
     ("IPAddressDeny", "any"),
     ("IPAddressAllow", "localhost"),
@@ -322,6 +331,8 @@ fn proxy_unit(release: &Release<'_>, service: &ServiceSpec, names: &Names, port:
          User={account}\n\
          Group={account}\n\
          MemoryDenyWriteExecute=yes\n\
+         MemoryMax=128M\n\
+         TasksMax=64\n\
          RestrictAddressFamilies=AF_UNIX AF_INET\n\
          SyslogIdentifier={}/{}-proxy\n",
         release.app, service.name, release.number, names.service, release.app, service.name

@@ -278,6 +278,10 @@ impl ServiceSpec {
         if !self.command[0].chars().all(|c| c.is_ascii_alphanumeric() || "/._+-".contains(c)) {
             return Err(format!("program `{}`: letters, digits and / . _ + - only", self.command[0]));
         }
+        // systemd takes some of the others, in front, for rights: `+` is all of root's.
+        if !self.command[0].starts_with(|c: char| c == '/' || c.is_ascii_alphanumeric()) {
+            return Err(format!("program `{}` begins with neither `/` nor a letter or digit", self.command[0]));
+        }
         if let Some(word) = self.command.iter().find(|word| !plain(word)) {
             return Err(format!("argument {word:?} has a control character"));
         }
@@ -389,6 +393,13 @@ mod tests {
         check(|s| s.command.clear(), "1 to 1024 words");
         check(|s| s.command[0] = "./run".into(), "clean absolute");
         check(|s| s.command[0] = "+node".repeat(2).replace('+', "@"), "letters, digits");
+        for prefix in ["+", "-", "!", "!!", "@", "|", ":", ".", "_"] {
+            let mut service = service();
+            service.command[0] = format!("{prefix}node");
+            let error = Order::parse(&order(service).to_bytes()).unwrap_err().to_string();
+            assert!(error.contains("program"), "{error}");
+        }
+        check(|s| s.command[0] = "+node".into(), "begins with neither");
         check(|s| s.command[1] = "a\nUser=root".into(), "control character");
         check(|s| drop(s.env.insert("A B".into(), String::new())), "environment variable");
         check(|s| drop(s.env.insert("A".into(), "x\ny".into())), "environment variable");

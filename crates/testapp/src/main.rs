@@ -17,6 +17,7 @@
 //! | `/append/PATH/TEXT` | appends a line to the file, synced |
 //! | `/connect/HOST:PORT` | `connected`, or the error's text |
 //! | `/exec/PATH` | `ran`, or the error's text |
+//! | `/exec-copy/PATH` | copies itself there and runs that: `ran`, or the error's text |
 //! | `/env` | the environment, a line each |
 //! | `/crash` | the process ends with 3 |
 #![expect(clippy::print_stderr, clippy::exit, reason = "a test program talks through its standard streams")]
@@ -112,6 +113,7 @@ fn answer(path: &str, sick: bool) -> (&'static str, String) {
         }
         "connect" => connect(rest),
         "exec" => Command::new(format!("/{rest}")).status().map(|_| "ran".into()),
+        "exec-copy" => exec_copy(&format!("/{rest}")),
         "env" => Ok(env::vars().map(|(key, value)| format!("{key}={value}\n")).collect()),
         "crash" => exit(3),
         _ => return ("404 Not Found", "no such path".into()),
@@ -132,6 +134,11 @@ fn append(path: &str, text: &str) -> io::Result<String> {
     writeln!(file, "{text}")?;
     file.sync_all()?;
     Ok("written".into())
+}
+
+fn exec_copy(path: &str) -> io::Result<String> {
+    fs::copy("/app/testapp", path)?;
+    Command::new(path).args(["exit", "0"]).status().map(|_| "ran".into())
 }
 
 fn connect(address: &str) -> io::Result<String> {

@@ -1,9 +1,11 @@
 //! Log lines of services, from the journal. Every message of a service's units
-//! carries the fields `BULKHEAD_APP`, `BULKHEAD_SERVICE` and `BULKHEAD_RELEASE`,
-//! which a service cannot set: it has no way to the journal but its output.
+//! carries the fields `BULKHEAD_APP`, `BULKHEAD_SERVICE` and `BULKHEAD_RELEASE`.
+//! Where systemd is older than 257 a service can reach the journal's socket and
+//! set them itself, so a line also must be of the unit that they name, which
+//! only journald can say, or of process 1.
 
 use super::failure;
-use crate::peer::Peer;
+use crate::{peer::Peer, units::Names};
 use bulkhead_core::{AppName, ServiceName};
 use bulkhead_wire::{Event, Failure, FailureKind, LogLine};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -47,7 +49,8 @@ impl Journal {
     fn open(query: &Query<'_>) -> std::io::Result<Self> {
         let mut command = Command::new("journalctl");
         command.args(["--output=json", "--all", "--quiet", "--no-pager"]);
-        command.arg("--output-fields=MESSAGE,PRIORITY,BULKHEAD_SERVICE,BULKHEAD_RELEASE");
+        command
+            .arg("--output-fields=MESSAGE,PRIORITY,BULKHEAD_APP,BULKHEAD_SERVICE,BULKHEAD_RELEASE,_SYSTEMD_UNIT,_PID");
         command.arg(format!("--lines={}", query.lines.min(LINES_MAX)));
         if query.follow {
             command.arg("--follow");
@@ -110,10 +113,17 @@ fn parse(entry: &[u8]) -> Option<LogLine> {
         message.truncate(end);
         message.push('…');
     }
+    let app: AppName = text("BULKHEAD_APP")?.parse().ok()?;
+    let service: ServiceName = text("BULKHEAD_SERVICE")?.parse().ok()?;
+    let release: u64 = text("BULKHEAD_RELEASE")?.parse().ok()?;
+    let is_own = text("_SYSTEMD_UNIT") == Some(Names::new(&app, &service, release).service.as_str());
+    if !is_own && text("_PID") != Some("1") {
+        return None;
+    }
     Some(LogLine {
         at_us: text("__REALTIME_TIMESTAMP")?.parse().ok()?,
-        service: text("BULKHEAD_SERVICE")?.parse().ok()?,
-        release: text("BULKHEAD_RELEASE")?.parse().ok()?,
+        service,
+        release,
         priority: text("PRIORITY").and_then(|priority| priority.parse().ok()).unwrap_or(6),
         text: message,
     })
@@ -172,7 +182,7 @@ mod tests {
 
     fn entry(message: &str) -> String {
         format!(
-            r#"{{"__REALTIME_TIMESTAMP":"1795432883930455","BULKHEAD_SERVICE":"web","BULKHEAD_RELEASE":"3","PRIORITY":"4","MESSAGE":{message}}}"#
+            r#"{{"__REALTIME_TIMESTAMP":"1795432883930455","BULKHEAD_APP":"n","_SYSTEMD_UNIT":"bulkhead-n.web.r3.service","BULKHEAD_SERVICE":"web","BULKHEAD_RELEASE":"3","PRIORITY":"4","MESSAGE":{message}}}"#
         )
     }
 
@@ -181,6 +191,9 @@ mod tests {
         let line = parse(entry(r#""hello""#).as_bytes()).unwrap();
         assert_eq!((line.text.as_str(), line.release, line.priority), ("hello", 3, 4));
         assert_eq!(parse(entry("[104,105,255]").as_bytes()).unwrap().text, "hi\u{fffd}");
+        let forged = entry(r#""hello""#).replace("bulkhead-n.web.r3.service", "bulkhead-other.web.r3.service");
+        assert_eq!(parse(forged.as_bytes()), None);
+        assert!(parse(forged.replace(r#""PRIORITY""#, r#""_PID":"1","PRIORITY""#).as_bytes()).is_some());
         assert_eq!(parse(entry("null").as_bytes()), None);
         assert_eq!(parse(b"{}"), None);
         assert_eq!(parse(b"half a li"), None);

@@ -1,6 +1,10 @@
 //! Looking into a running service from outside: `/proc`, its control group,
 //! systemd. Nothing enters the service, and no path that it could have made
 //! (a link, a FIFO, a device) leads the keeper out of its tree or holds it up.
+//!
+//! A process counts as the service's only once its root *is* the release's
+//! image: while systemd prepares a service, its processes have some of its
+//! namespaces already and still the node's own tree as their root.
 
 use super::{OrFail, failure};
 use crate::{
@@ -11,7 +15,7 @@ use crate::{
 };
 use bulkhead_core::{AppName, ServiceName, order::ServiceSpec};
 use bulkhead_wire::{Failure, FailureKind, Look, View};
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat, openat2};
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -40,9 +44,8 @@ pub fn look(paths: &Paths, app: &AppName, service: &ServiceName, view: &View) ->
     let unit = Names::new(app, service, number).service;
     let mut pids = systemd::processes(&unit);
     pids.sort_unstable();
-    // The lowest may be systemd's own, still outside the namespaces: the service's is the first that has left ours.
-    let host = fs::read_link("/proc/1/ns/net").ok();
-    pids.retain(|pid| fs::read_link(format!("/proc/{pid}/ns/net")).ok().is_some_and(|own| Some(own) != host));
+    let image = fs::metadata(paths.image(run.image)).map_err(|_| not_running())?;
+    pids.retain(|pid| service_root(*pid, &unit, &image).is_ok());
     let first = *pids.first().ok_or_else(not_running)?;
     let gone =
         |error: io::Error| failure(FailureKind::Request, "gone", format!("cannot look into {app}/{service}: {error}"));
@@ -51,7 +54,8 @@ pub fn look(paths: &Paths, app: &AppName, service: &ServiceName, view: &View) ->
         View::Files { path } => {
             let refuse =
                 |error: io::Error| failure(FailureKind::Request, "path", format!("{path} in {app}/{service}: {error}"));
-            return files(first, path).map_err(refuse);
+            let root = service_root(first, &unit, &image).map_err(gone)?;
+            return files(&root, path).map_err(refuse);
         }
         View::Sockets => service_sockets(&pids, first).map_err(gone)?,
         View::OpenFiles => open_files(&pids),
@@ -107,27 +111,46 @@ fn processes(pids: &[u32]) -> Look {
     table(&columns, pids.iter().take(ROWS_MAX + 1).filter_map(row).collect())
 }
 
+/// A process's root directory, if it is the image and the process is the unit's.
+/// All is read through one handle of `/proc/PID`, so another process that gets
+/// the same number meanwhile is not mistaken for it.
+fn service_root(pid: u32, unit: &str, image: &fs::Metadata) -> io::Result<OwnedFd> {
+    let handle =
+        rustix::fs::open(format!("/proc/{pid}"), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let root = openat(&handle, "root", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let found = rustix::fs::fstat(&root)?;
+    if (found.st_dev, found.st_ino) != (image.dev(), image.ino()) {
+        return Err(io::Error::other("its root is not its image: it is being prepared"));
+    }
+    let mut cgroup = String::new();
+    let file = openat(&handle, "cgroup", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    File::from(file).take(FILE_MAX_BYTES).read_to_string(&mut cgroup)?;
+    if !cgroup.lines().any(|line| line.rsplit('/').next() == Some(unit)) {
+        return Err(io::Error::other("another process has its number"));
+    }
+    Ok(root)
+}
+
 /// Opens a path as the service sees it. The kernel keeps every step below the service's root.
-fn open_inside(pid: u32, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
-    let root = rustix::fs::open(format!("/proc/{pid}/root"), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+fn open_inside(root: &OwnedFd, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     Ok(openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?)
 }
 
-fn files(pid: u32, path: &str) -> io::Result<Look> {
+fn files(root: &OwnedFd, path: &str) -> io::Result<Look> {
     if !path.starts_with('/') {
         return Err(io::Error::other("not an absolute path"));
     }
     // Looked at before it is opened: opening a device can do something, a FIFO can wait.
-    let found = File::from(open_inside(pid, path, OFlags::PATH)?).metadata()?;
+    let found = File::from(open_inside(root, path, OFlags::PATH)?).metadata()?;
     if found.is_dir() {
-        return listing(pid, path);
+        return listing(root, path);
     }
     if !found.is_file() {
         return Err(io::Error::other("neither a directory nor a regular file"));
     }
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = File::from(open_inside(pid, path, flags)?);
+    let file = File::from(open_inside(root, path, flags)?);
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("changed while it was looked at"));
     }
@@ -138,8 +161,8 @@ fn files(pid: u32, path: &str) -> io::Result<Look> {
     Ok(Look { columns: vec![], rows: vec![], text: Some(String::from_utf8_lossy(&bytes).into_owned()), truncated })
 }
 
-fn listing(pid: u32, path: &str) -> io::Result<Look> {
-    let directory = open_inside(pid, path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+fn listing(root: &OwnedFd, path: &str) -> io::Result<Look> {
+    let directory = open_inside(root, path, OFlags::RDONLY | OFlags::DIRECTORY)?;
     let mut rows = Vec::new();
     for entry in rustix::fs::Dir::read_from(&directory)? {
         let entry = entry?;
@@ -275,6 +298,21 @@ mod tests {
     use super::*;
 
     /// This very process stands for a service: its root is ours.
+    fn root() -> OwnedFd {
+        rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap()
+    }
+
+    #[test]
+    fn only_a_process_in_the_image_counts() {
+        let group = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let unit = group.lines().next().and_then(|line| line.rsplit('/').next()).unwrap().to_owned();
+        let own = fs::metadata("/").unwrap();
+        assert!(service_root(me(), &unit, &own).is_ok());
+        assert!(service_root(me(), "bulkhead-a.b.r1.service", &own).is_err());
+        assert!(service_root(me(), &unit, &fs::metadata("/proc").unwrap()).is_err());
+        assert!(service_root(u32::MAX, &unit, &own).is_err());
+    }
+
     fn me() -> u32 {
         std::process::id()
     }
@@ -287,17 +325,17 @@ mod tests {
         fs::write(path("long"), vec![b'a'; 100_000]).unwrap();
         std::os::unix::fs::symlink("f", path("link")).unwrap();
         rustix::fs::mknodat(rustix::fs::CWD, path("fifo"), rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
-        let look = |name: &str| files(me(), path(name).to_str().unwrap());
+        let look = |name: &str| files(&root(), path(name).to_str().unwrap());
 
         assert_eq!(look("f").unwrap().text.as_deref(), Some("hello"));
         assert_eq!(look("link").unwrap().text.as_deref(), Some("hello"));
         let long = look("long").unwrap();
         assert!(long.truncated && long.text.unwrap().len() as u64 == FILE_MAX_BYTES);
         assert!(look("fifo").unwrap_err().to_string().contains("neither"));
-        assert!(files(me(), "relative").is_err());
-        assert!(files(me(), "/dev/null").is_err());
+        assert!(files(&root(), "relative").is_err());
+        assert!(files(&root(), "/dev/null").is_err());
         // Links of /proc that lead anywhere at all are not followed.
-        assert!(files(me(), "/proc/self/root/etc").is_err());
+        assert!(files(&root(), "/proc/self/root/etc").is_err());
         let rows = look("").unwrap().rows;
         let seen: Vec<_> = rows.iter().map(|row| (row[0].as_str(), row[1].as_str(), row[5].as_str())).collect();
         assert_eq!(seen, [("f", "file", ""), ("fifo", "fifo", ""), ("link", "link", "f"), ("long", "file", "")]);

@@ -12,6 +12,9 @@ use std::{
 pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("a_service_sees_its_image_and_nothing_else", inside),
     ("a_service_reaches_no_network", network),
+    ("what_a_service_writes_it_cannot_execute", no_exec),
+    ("a_service_reaches_no_socket_of_the_journal", no_journal),
+    ("looking_at_a_service_that_restarts_never_shows_the_node", look_races),
     ("exposure_is_below_one", exposure),
     ("a_node_listens_on_port_22_alone", ports),
     ("nothing_of_ours_is_resident", resident),
@@ -52,6 +55,60 @@ fn inside(world: &World) -> Result<()> {
         ensure!(status.contains(line), "no `{line}` in {status}");
     }
     Ok(())
+}
+
+fn no_exec(world: &World) -> Result<()> {
+    let app = world.app("writer", &["serve", "3000"], WEB)?;
+    app.deploy("staging", 0)?;
+    for directory in ["data", "tmp", "var/tmp", "dev/shm"] {
+        let (_, body) = app.get("stage-1", &format!("/exec-copy/{directory}/copy"))?;
+        ensure!(body.contains("Permission denied"), "/{directory}: {body}");
+        let (_, copied) = app.get("stage-1", &format!("/list/{directory}"))?;
+        ensure!(copied.contains("copy"), "/{directory}: not even written: {copied}");
+    }
+    Ok(())
+}
+
+fn no_journal(world: &World) -> Result<()> {
+    let app = world.app("quiet", &["serve", "3000"], WEB)?;
+    app.deploy("staging", 0)?;
+    let (_, body) = app.get("stage-1", "/list/run/systemd/journal")?;
+    ensure!(body.starts_with("error"), "{body}");
+    Ok(())
+}
+
+/// While systemd prepares a service its processes still have the node's own tree.
+fn look_races(world: &World) -> Result<()> {
+    let app = world.app("flapping", &["serve", "3000"], WEB)?;
+    app.deploy("staging", 0)?;
+    let ask = |path: &str| bulkhead_wire::Request {
+        protocol: bulkhead_wire::PROTOCOL,
+        ask: bulkhead_wire::Ask::Look {
+            app: "flapping".parse().expect("a name"),
+            service: "web".parse().expect("a name"),
+            view: bulkhead_wire::View::Files { path: path.into() },
+        },
+    };
+    let unit = "bulkhead-flapping.web.r1.service";
+    let running = std::sync::atomic::AtomicBool::new(true);
+    thread::scope(|scope| {
+        let restarts = scope.spawn(|| {
+            while running.load(std::sync::atomic::Ordering::Relaxed) {
+                world.on_node("stage-1", &["systemctl", "restart", unit])?;
+            }
+            anyhow::Ok(())
+        });
+        let looked = (0..60).try_for_each(|_| {
+            let request = ask("/etc/bulkhead/node.json");
+            for event in super::orders::converse(world, "stage-1", &request, &[])? {
+                ensure!(!matches!(event, bulkhead_wire::Event::Look(_)), "the node's own file was shown: {event:?}");
+            }
+            Ok(())
+        });
+        running.store(false, std::sync::atomic::Ordering::Relaxed);
+        restarts.join().map_err(|_| anyhow::anyhow!("restarting panicked"))??;
+        looked
+    })
 }
 
 fn network(world: &World) -> Result<()> {
