@@ -24,6 +24,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 /// Events of one bounded answer. A node's whole history fits.
 const EVENTS_MAX: usize = 100_000;
+/// Bytes of one bounded answer: far above a node's whole history, far below what hurts this machine.
+const ANSWER_MAX_BYTES: usize = 64 << 20;
 /// Bytes of events and data that wait while a stream is being sent.
 const QUEUE_MAX_BYTES: usize = 8 << 20;
 /// For an answer without an end of its own (`logs -f`, an open tunnel): keepalives notice a dead node.
@@ -418,17 +420,21 @@ impl Conversation {
         let answered = loop {
             tokio::select! {
                 result = &mut sending => break result.map(|()| None).map_err(broken),
-                item = self.incoming.next(), if listening => {
-                    let item = match item.map_err(broken) {
-                        Ok(Some(item)) => item,
+                item = async {
+                    let before = self.incoming.event_bytes;
+                    let item = self.incoming.next().await;
+                    item.map(|item| (item, self.incoming.event_bytes - before))
+                }, if listening => {
+                    let (item, bytes) = match item.map_err(broken) {
+                        Ok((Some(item), bytes)) => (item, bytes),
                         // The end shows in whatever is asked for next.
-                        Ok(None) => break Ok(None),
+                        Ok((None, _)) => break Ok(None),
                         Err(error) => break Err(error),
                     };
                     if matches!(&item, Item::Event(event) if matches!(**event, Event::Done(_) | Event::Failed(_))) {
                         break Ok(Some(item));
                     }
-                    self.queued_bytes += weight(&item);
+                    self.queued_bytes += weight(&item).max(bytes);
                     self.queue.push_back(item);
                     // Enough: the rest waits on the connection.
                     listening = self.queued_bytes < QUEUE_MAX_BYTES;
@@ -462,7 +468,8 @@ impl Conversation {
 
     async fn next(&mut self) -> Result<Option<Item>, NodeError> {
         if let Some(item) = self.queue.pop_front() {
-            self.queued_bytes = self.queued_bytes.saturating_sub(weight(&item));
+            let left = self.queued_bytes.saturating_sub(weight(&item));
+            self.queued_bytes = if self.queue.is_empty() { 0 } else { left };
             return Ok(Some(item));
         }
         self.incoming
@@ -514,11 +521,15 @@ impl Conversation {
 
     /// Takes every event up to [`Event::Done`]; `take` says whether it expected the event.
     async fn each(&mut self, mut take: impl FnMut(Event) -> bool) -> Result<Done, NodeError> {
+        let before = self.incoming.event_bytes;
         for _ in 0..EVENTS_MAX {
             let event = match self.event().await? {
                 Event::Done(done) => return Ok(done),
                 event => event,
             };
+            if self.incoming.event_bytes - before > ANSWER_MAX_BYTES {
+                return Err(self.unexpected("a longer answer than any is"));
+            }
             if !take(event) {
                 return Err(self.unexpected("an event of another kind"));
             }

@@ -54,6 +54,8 @@ pub struct Incoming {
     header: [u8; HEADER_BYTES],
     header_filled: usize,
     payload: Vec<u8>,
+    /// Bytes of all messages so far, for whoever bounds an answer.
+    pub(crate) event_bytes: usize,
 }
 
 impl fmt::Debug for Incoming {
@@ -66,7 +68,7 @@ impl Incoming {
     /// Reads frames from this stream.
     #[must_use]
     pub fn new(stream: impl AsyncRead + Send + Unpin + 'static) -> Self {
-        Self { stream: Box::new(stream), header: [0; HEADER_BYTES], header_filled: 0, payload: Vec::new() }
+        Self { stream: Box::new(stream), header: [0; HEADER_BYTES], header_filled: 0, payload: Vec::new(), event_bytes: 0 }
     }
 
     /// The next frame; `None` where the stream ended between frames. Cancel-safe; waits without bound.
@@ -94,6 +96,9 @@ impl Incoming {
         }
         self.header_filled = 0;
         let payload = std::mem::take(&mut self.payload);
+        if kind == Kind::Message {
+            self.event_bytes = self.event_bytes.saturating_add(payload.len());
+        }
         Ok(Some(match kind {
             Kind::Message => Item::Event(serde_json::from_slice(&payload).map_err(FramesError::Event)?),
             Kind::Data => Item::Data(payload),
