@@ -224,6 +224,11 @@ impl Error {
         };
         let mut folded = Self::new(kind, format!("{node}: {}", failure.message));
         folded.hints.extend(failure.hint.clone());
+        match failure.rule.as_str() {
+            "locked" => folded.hints.push("`--wait 60s` waits for it".into()),
+            "no-release" | "no-service" | "not-running" => folded.hints.push("`bulkhead ps` shows what runs".into()),
+            _ => {}
+        }
         folded.log.clone_from(&failure.log);
         folded
     }

@@ -86,6 +86,7 @@ pub fn main() -> ExitCode {
     };
     let silent = matches!(cli.command, Command::Completions(_) | Command::GenerateDocs(_));
     let result = result.and_then(|()| block_on(&context, &cli.command));
+    ui.close();
     if !silent {
         ui.total();
     }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use std::{
     io::{IsTerminal as _, Write as _},
     sync::{
-        Mutex, PoisonError,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -83,8 +83,8 @@ pub struct Ui {
     /// An interruption is the ordinary end of this command.
     ends_by_interruption: AtomicBool,
     bar: Mutex<Option<ProgressBar>>,
-    /// A secret is being typed: no moving line then.
-    asking_secret: AtomicBool,
+    /// One question at a time: the terminal has one line to answer on.
+    questions: Arc<Questions>,
     /// How the terminal was before a secret was asked for, to be put back where that is interrupted.
     terminal: Terminal,
 }
@@ -105,7 +105,7 @@ impl Ui {
             stage: Mutex::new("nothing was changed"),
             ends_by_interruption: AtomicBool::new(false),
             bar: Mutex::new(None),
-            asking_secret: AtomicBool::new(false),
+            questions: Arc::default(),
             terminal: Terminal::default(),
         }
     }
@@ -193,7 +193,7 @@ impl Ui {
 
     /// A moving line about what is being done; only where standard error is a terminal.
     pub fn progress(&self, text: &str) {
-        if !self.live || self.asking_secret.load(Ordering::Relaxed) {
+        if !self.live || self.questions.open.load(Ordering::Relaxed) {
             return;
         }
         let mut bar = self.bar();
@@ -259,11 +259,15 @@ impl Ui {
     }
 
     async fn ask(&self, prompt: &str) -> Result<String> {
+        let (questions, prompt) = (Arc::clone(&self.questions), self.stderr.bold(prompt));
         self.clear();
-        self.err(&self.stderr.bold(prompt));
-        let read = tokio::task::spawn_blocking(|| {
-            let mut line = String::new();
-            std::io::stdin().read_line(&mut line).map(|_| line)
+        let read = tokio::task::spawn_blocking(move || {
+            questions.one(|| {
+                // Where standard error fails the answer does so too, or is no.
+                std::io::stderr().lock().write_all(prompt.as_bytes()).ok();
+                let mut line = String::new();
+                std::io::stdin().read_line(&mut line).map(|_| line)
+            })
         });
         match read.await {
             Ok(Ok(line)) => Ok(line),
@@ -278,14 +282,29 @@ impl Ui {
         if !self.live {
             return None;
         }
-        self.asking_secret.store(true, Ordering::Relaxed);
-        self.clear();
-        self.terminal.remember();
-        // It asks at the terminal itself, so that standard input may be something else.
-        let secret = rpassword::prompt_password(prompt).ok();
-        self.terminal.forget();
-        self.asking_secret.store(false, Ordering::Relaxed);
-        secret
+        self.questions.one(|| {
+            if self.questions.has_ended() {
+                return None;
+            }
+            self.clear();
+            self.terminal.remember();
+            // It asks at the terminal itself, so that standard input may be something else.
+            let answer = rpassword::prompt_password(prompt);
+            self.terminal.forget();
+            if answer.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::Interrupted) {
+                // The interruption ends the command. Until it does, no answer: it would look like a key given up.
+                self.questions.wait_for_end();
+            }
+            answer.ok()
+        })
+    }
+
+    /// Leaves the terminal as it was, where the command ends while a secret is asked for.
+    pub fn close(&self) {
+        self.questions.end();
+        if self.terminal.put_back() {
+            self.err("\n");
+        }
     }
 
     /// Says what an interruption means from here on.
@@ -304,9 +323,6 @@ impl Ui {
     /// An interruption, unless it is this command's ordinary end.
     pub fn interrupted(&self) -> Result<()> {
         self.clear();
-        if self.terminal.put_back() {
-            self.err("\n");
-        }
         if self.ends_by_interruption.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -348,6 +364,47 @@ impl Ui {
     #[must_use]
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
+    }
+}
+
+/// Questions to the person at the terminal.
+#[derive(Debug, Default)]
+struct Questions {
+    turn: Mutex<()>,
+    /// One is being asked: no moving line then.
+    open: AtomicBool,
+    /// The command has ended: no question any more.
+    ended: Mutex<bool>,
+    end: Condvar,
+}
+
+/// An interruption is heard much sooner.
+const INTERRUPTION_MAX: Duration = Duration::from_secs(2);
+
+impl Questions {
+    fn has_ended(&self) -> bool {
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self) {
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.end.notify_all();
+    }
+
+    /// Waits for the command's end, within bounds.
+    fn wait_for_end(&self) {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        // Either way there is nothing more to wait for.
+        drop(self.end.wait_timeout_while(ended, INTERRUPTION_MAX, |ended| !*ended));
+    }
+
+    /// Asks one when no other is open.
+    fn one<T>(&self, ask: impl FnOnce() -> T) -> T {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.open.store(true, Ordering::Relaxed);
+        let answer = ask();
+        self.open.store(false, Ordering::Relaxed);
+        answer
     }
 }
 

@@ -83,6 +83,13 @@ pub async fn run(context: &Context, args: &LogsArgs) -> Result<()> {
     for (node, lines) in those_that_answered(context, answers)? {
         all.extend(lines.into_iter().map(|line| (node.clone(), line)));
     }
+    if all.is_empty() && args.lines > 0 {
+        let what = match &args.target.service {
+            Some(service) => format!("{}/{service}", args.target.app),
+            None => args.target.app.to_string(),
+        };
+        context.ui.note(&format!("no lines of {what} in {environment}; `bulkhead ps` shows what runs"));
+    }
     // Stable: lines of one node with one time stay as the node gave them.
     all.sort_by_key(|(_, line)| line.at_us);
     for (node, line) in &all {

@@ -119,7 +119,12 @@ fn render(report: &LookReport, paint: Paint) -> String {
             putln!(out, "{}", paint.faint(&format!("-- {} on {}", part.tool, report.node)));
         }
         match &part.text {
-            Some(text) => out.push_str(&(printable_lines(text) + "\n")),
+            // A file of numbers, pictures, code: nothing that a person reads.
+            Some(text) if text.contains('\0') => {
+                out.push_str("not text; `-o json` shows its beginning all the same\n");
+                continue;
+            }
+            Some(text) => out.push_str(&(printable_lines(text.strip_suffix('\n').unwrap_or(text)) + "\n")),
             None if part.rows.is_empty() => out.push_str("nothing\n"),
             None => {
                 let titles: Vec<String> = part.columns.iter().map(|title| title.to_uppercase()).collect();

@@ -3,9 +3,9 @@
 use crate::{
     Context,
     args::{Environment, OrderArgs},
-    error::Result,
+    error::{Error, Result},
     orders::{Draft, carry_out, check_message},
-    session::Session,
+    session::{Session, all_must_answer, app_of},
 };
 use bulkhead_core::{AppName, order::Action};
 use clap::Args;
@@ -42,7 +42,14 @@ pub async fn run(context: &Context, args: &RmArgs) -> Result<()> {
     let environment = &args.environment.environment;
     let nodes = session.files.nodes_in(environment)?;
     let early = session.begin(&nodes)?;
-    let signers = session.signers(environment).await?;
+    let asking = session.ask_over(early, |client| async move { client.status().await });
+    let ((early, answers), signers) = tokio::join!(asking, session.signers(environment));
+    let (statuses, signers) = (all_must_answer(answers)?, signers?);
+    // A name that was mistyped would be done at once: there is nothing to remove.
+    if statuses.iter().all(|(_, status)| app_of(status, &args.app).is_none()) {
+        return Err(Error::usage(format!("no node of `{environment}` knows an app `{}`", args.app))
+            .hint("`bulkhead ps` shows what runs"));
+    }
     let names: Vec<&str> = nodes.iter().map(|(name, _)| name.as_str()).collect();
     let data = if args.volumes { "its volumes are DELETED" } else { "its volumes stay" };
     context.ui.preview(|paint| {
