@@ -68,7 +68,13 @@ impl Incoming {
     /// Reads frames from this stream.
     #[must_use]
     pub fn new(stream: impl AsyncRead + Send + Unpin + 'static) -> Self {
-        Self { stream: Box::new(stream), header: [0; HEADER_BYTES], header_filled: 0, payload: Vec::new(), event_bytes: 0 }
+        Self {
+            stream: Box::new(stream),
+            header: [0; HEADER_BYTES],
+            header_filled: 0,
+            payload: Vec::new(),
+            event_bytes: 0,
+        }
     }
 
     /// The next frame; `None` where the stream ended between frames. Cancel-safe; waits without bound.
