@@ -32,6 +32,10 @@ const STAYS_UP: Duration = Duration::from_secs(1);
 /// From when on a service of which no process was ever seen is asked about:
 /// it may have ended between two looks.
 const UNSEEN: Duration = Duration::from_millis(150);
+/// How long a proxy looks often for its service: an app starts, or starts again, within it.
+const AWAITED_OFTEN: Duration = Duration::from_secs(10);
+/// What it then waits at most between two looks.
+const AWAIT_LONGEST: Duration = Duration::from_secs(1);
 /// Between two HTTP requests of which the first did not do.
 const HTTP_PAUSE: Duration = Duration::from_millis(50);
 
@@ -217,12 +221,20 @@ fn reaches((address, port): (IpAddr, u16), wanted: u16) -> bool {
 /// # Errors
 /// The kernel's list of sockets cannot be read.
 pub fn await_listener(port: u16) -> io::Result<()> {
+    let begun = Instant::now();
     let mut pause = LOOK_FIRST;
     while !sockets::listening(std::process::id())?.iter().any(|place| reaches(*place, port)) {
         thread::sleep(pause);
-        pause = (pause * 5 / 4).min(LOOK_LONGEST / 5);
+        pause = next_pause(pause, begun.elapsed());
     }
     Ok(())
+}
+
+/// The wait after this one, when a listener has been waited for so long: short
+/// at first, then longer, because a service may be down for days.
+fn next_pause(pause: Duration, waited: Duration) -> Duration {
+    let longest = if waited < AWAITED_OFTEN { LOOK_LONGEST / 5 } else { AWAIT_LONGEST };
+    (pause * 5 / 4).min(longest)
 }
 
 fn places(listens: &[(IpAddr, u16)]) -> String {
@@ -301,16 +313,32 @@ fn not_started(watches: &[Watch<'_>], states: &[State], said: &str) -> Unhealthy
             hint: None,
         };
     };
-    let how = shown
-        .get(&watch.names.service)
-        .filter(|properties| properties.get("ExecMainCode").is_some_and(|code| code != "0"))
-        .map_or_else(|| format!("systemd: {said}"), how_it_ended);
+    let how = shown.get(&watch.names.service).and_then(why_not_started);
+    let how = how.unwrap_or_else(|| format!("systemd: {said}"));
     Unhealthy {
         service: watch.spec.name.clone(),
         rule: "start",
         message: format!("service `{}` did not start: {how}", watch.spec.name),
         hint: None,
     }
+}
+
+/// Why a start failed, as far as systemd's properties of the service tell.
+fn why_not_started(properties: &BTreeMap<String, String>) -> Option<String> {
+    let get = |key: &str| properties.get(key).map_or("", String::as_str);
+    if !matches!(get("ExecMainCode"), "" | "0") {
+        return Some(how_it_ended(properties));
+    }
+    let why = match get("Result") {
+        "" | "success" => return None,
+        "protocol" => "systemd lost sight of its process before it was up",
+        "resources" => "the node had no resources for it, or something that it needs is absent",
+        "timeout" => "it took too long",
+        "oom-kill" => "it ran out of memory and was killed",
+        "start-limit-hit" => "it was started too often",
+        other => return Some(format!("systemd gives the result `{other}` and no more")),
+    };
+    Some(why.to_owned())
 }
 
 /// How a service's main process ended, from systemd's properties.
@@ -364,6 +392,33 @@ mod tests {
         check("signal", "2", "9", "signal 9");
         check("oom-kill", "2", "9", "memory");
         check("success", "0", "0", "not running");
+    }
+
+    #[test]
+    fn starts_that_failed() {
+        let why = |result: &str, code: &str| {
+            let properties = [("Result", result), ("ExecMainCode", code), ("ExecMainStatus", "3")]
+                .map(|(k, v)| (k.into(), v.into()));
+            why_not_started(&properties.into())
+        };
+        assert!(why("protocol", "0").unwrap().contains("lost sight"));
+        assert!(why("resources", "0").unwrap().contains("no resources"));
+        assert!(why("exec-condition", "0").unwrap().contains("`exec-condition`"));
+        assert!(why("exit-code", "1").unwrap().contains("status 3"));
+        assert_eq!(why("success", "0"), None);
+    }
+
+    #[test]
+    fn a_listener_is_waited_for_ever_more_slowly() {
+        let mut pause = LOOK_FIRST;
+        for _ in 0..100 {
+            pause = next_pause(pause, Duration::from_secs(1));
+        }
+        assert_eq!(pause, Duration::from_millis(20));
+        for _ in 0..100 {
+            pause = next_pause(pause, Duration::from_secs(60));
+        }
+        assert_eq!(pause, Duration::from_secs(1));
     }
 
     fn spec(check: HealthCheck) -> ServiceSpec {

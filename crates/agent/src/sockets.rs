@@ -5,7 +5,7 @@
 use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// An Internet socket.
@@ -124,8 +124,12 @@ pub fn parse_unix(text: &str) -> Vec<Unix> {
         .collect()
 }
 
-fn lines(pid: u32, name: &str) -> io::Result<String> {
-    fs::read_to_string(format!("/proc/{pid}/net/{name}"))
+fn lines(process: &Path, name: &str) -> io::Result<String> {
+    fs::read_to_string(process.join("net").join(name))
+}
+
+fn directory(pid: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}"))
 }
 
 /// The Internet sockets of a protocol (`tcp` or `udp`, both address families) as a process's namespace has them.
@@ -133,9 +137,17 @@ fn lines(pid: u32, name: &str) -> io::Result<String> {
 /// # Errors
 /// The process is gone.
 pub fn inet(pid: u32, protocol: &str) -> io::Result<Vec<Inet>> {
-    let mut sockets = parse_inet(&lines(pid, protocol)?);
+    inet_of(&directory(pid), protocol)
+}
+
+/// As [`inet`], of a process whose `/proc/PID` is at this path.
+///
+/// # Errors
+/// The process is gone.
+pub fn inet_of(process: &Path, protocol: &str) -> io::Result<Vec<Inet>> {
+    let mut sockets = parse_inet(&lines(process, protocol)?);
     // A kernel without IPv6 has no such file.
-    sockets.extend(lines(pid, &format!("{protocol}6")).map(|text| parse_inet(&text)).unwrap_or_default());
+    sockets.extend(lines(process, &format!("{protocol}6")).map(|text| parse_inet(&text)).unwrap_or_default());
     Ok(sockets)
 }
 
@@ -144,7 +156,15 @@ pub fn inet(pid: u32, protocol: &str) -> io::Result<Vec<Inet>> {
 /// # Errors
 /// The process is gone.
 pub fn unix(pid: u32) -> io::Result<Vec<Unix>> {
-    Ok(parse_unix(&lines(pid, "unix")?))
+    unix_of(&directory(pid))
+}
+
+/// As [`unix`], of a process whose `/proc/PID` is at this path.
+///
+/// # Errors
+/// The process is gone.
+pub fn unix_of(process: &Path) -> io::Result<Vec<Unix>> {
+    Ok(parse_unix(&lines(process, "unix")?))
 }
 
 /// Where a process's network namespace listens for TCP.

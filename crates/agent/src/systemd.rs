@@ -4,11 +4,12 @@
 //! One `systemctl` costs some ten milliseconds, so whatever can goes into one.
 
 use bulkhead_core::Timestamp;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::{
     collections::BTreeMap,
     fs, io,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
 };
 
 /// The slice that all services are in.
@@ -54,6 +55,12 @@ fn bounded(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(MESSAGE_MAX_BYTES)]).trim().to_owned()
 }
 
+/// What it said, or what there is to say where it said nothing, as `--quiet` makes it about a job that failed.
+fn complaint(stderr: &[u8], status: ExitStatus) -> String {
+    let said = bounded(stderr);
+    if said.is_empty() { format!("{status}, without a word; the units' journal may tell") } else { said }
+}
+
 /// Runs `systemctl` and gives what it wrote.
 ///
 /// # Errors
@@ -62,7 +69,10 @@ pub fn systemctl(arguments: &[&str]) -> Result<String, SystemdError> {
     let output =
         command(arguments).output().map_err(|source| SystemdError::Run { program: shown(arguments), source })?;
     if !output.status.success() {
-        return Err(SystemdError::Failed { program: shown(arguments), message: bounded(&output.stderr) });
+        return Err(SystemdError::Failed {
+            program: shown(arguments),
+            message: complaint(&output.stderr, output.status),
+        });
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -106,14 +116,14 @@ impl Job {
         match self.child.try_wait() {
             Ok(None) => Ok(false),
             Ok(Some(status)) if status.success() => Ok(true),
-            Ok(Some(_)) => {
+            Ok(Some(status)) => {
                 let mut message = Vec::new();
                 if let Some(mut stderr) = self.child.stderr.take() {
                     let bound = MESSAGE_MAX_BYTES as u64;
                     io::Read::read_to_end(&mut io::Read::take(&mut stderr, bound), &mut message)
                         .map_err(|source| SystemdError::Run { program: self.program.clone(), source })?;
                 }
-                Err(failed(bounded(&message)))
+                Err(failed(complaint(&message, status)))
             }
             Err(source) => Err(SystemdError::Run { program: self.program.clone(), source }),
         }
@@ -219,14 +229,29 @@ pub fn processes(unit: &str) -> Vec<u32> {
 /// for in vain until its time to stop is up.
 pub fn end_deaf_processes(unit: &str) {
     for pid in processes(unit) {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        if is_deaf(&status)
-            && let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw)
-        {
-            // One that has ended meanwhile is what was wanted.
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
-        }
+        // One that has ended meanwhile is what was wanted.
+        end_if_deaf(pid, unit).ok();
     }
+}
+
+/// Kills through a handle that is taken before the process is looked at: if its
+/// number has become another's since it was listed, that one is not the unit's.
+fn end_if_deaf(pid: u32, unit: &str) -> io::Result<bool> {
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::NotFound)?;
+    let handle = pidfd_open(number, PidfdFlags::empty())?;
+    let group = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let is_due = is_of(&group, unit) && is_deaf(&status);
+    if is_due {
+        pidfd_send_signal(&handle, Signal::KILL)?;
+    }
+    Ok(is_due)
+}
+
+/// Whether `/proc/PID/cgroup` is of a process of this unit.
+#[must_use]
+pub fn is_of(group: &str, unit: &str) -> bool {
+    group.lines().any(|line| line.rsplit('/').next() == Some(unit))
 }
 
 /// Whether `/proc/PID/status` is of a process 1 for which SIGTERM has its
@@ -264,6 +289,40 @@ mod tests {
         let shown = parse_show("Id=a.service\nActiveState=active\nMainPID=5\n\nId=b.service\nActiveState=failed\n");
         assert_eq!(shown["a.service"]["MainPID"], "5");
         assert_eq!(shown["b.service"]["ActiveState"], "failed");
+    }
+
+    #[test]
+    fn a_silent_failure_is_told_all_the_same() {
+        let error = systemctl(&["is-active", "bulkhead-there-is-no-such-unit.service"]).unwrap_err();
+        match error {
+            SystemdError::Failed { message, .. } => assert!(!message.is_empty()),
+            // Where there is no systemd at all.
+            SystemdError::Run { .. } => {}
+        }
+    }
+
+    #[test]
+    fn groups() {
+        for (group, expected) in [
+            ("0::/bulkhead.slice/bulkhead-a.b.r1.service\n", true),
+            ("12:memory:/x\n0::/bulkhead.slice/bulkhead-a.b.r1.service\n", true),
+            ("0::/bulkhead.slice/bulkhead-a.b.r11.service\n", false),
+            ("0::/bulkhead.slice/bulkhead-a.b.r1.service (deleted)\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_of(group, "bulkhead-a.b.r1.service"), expected, "{group}");
+        }
+    }
+
+    /// Neither of another unit nor one that hears: it lives.
+    #[test]
+    fn who_has_got_a_number_meanwhile_is_left_alone() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        assert!(!end_if_deaf(child.id(), "bulkhead-a.b.r1.service").unwrap());
+        assert!(child.try_wait().unwrap().is_none());
+        drop(child.stdin.take());
+        assert!(child.wait().unwrap().success());
+        assert!(end_if_deaf(u32::MAX, "bulkhead-a.b.r1.service").is_err());
     }
 
     #[test]

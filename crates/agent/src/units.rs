@@ -34,6 +34,12 @@ const PROXY_IDLE_S: u32 = 300;
 /// Connections to one service at once; more wait in the socket.
 const CONNECTIONS_MAX: u32 = 4096;
 
+/// Log lines of a service in half a minute. journald takes up to six times as
+/// many where the disk has room, and `LineMax=` bounds each.
+const LOG_BURST: u32 = 2000;
+/// From which version systemd can show a service its own control group only.
+const SYSTEMD_STRICT_CONTROL_GROUPS: u32 = 257;
+
 /// The names of a service's units in one release.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
@@ -100,6 +106,14 @@ pub enum UnitsError {
         /// Which.
         character: u32,
     },
+    /// The program's first character would be one of the prefixes that systemd takes for rights.
+    #[error("service `{service}`: the program `{program}` begins with neither `/` nor a letter or digit")]
+    Program {
+        /// Which service.
+        service: ServiceName,
+        /// Which program.
+        program: String,
+    },
     /// A path with a space in it cannot be a volume's or working directory.
     #[error("service `{service}`: the path `{path}` has a space in it, which systemd cannot bind")]
     Space {
@@ -135,6 +149,15 @@ fn refused(text: &str) -> Option<u32> {
 }
 
 fn check(service: &ServiceSpec) -> Result<(), UnitsError> {
+    // An order is refused for this already. It is the one word that is not
+    // quoted, and quotes would not help: systemd looks for prefixes inside them.
+    let program = service.command.first().map_or("", String::as_str);
+    let is_plain = |character: char| character.is_ascii_alphanumeric() || "/._+-".contains(character);
+    if !program.starts_with(|first: char| first == '/' || first.is_ascii_alphanumeric())
+        || !program.chars().all(is_plain)
+    {
+        return Err(UnitsError::Program { service: service.name.clone(), program: program.to_owned() });
+    }
     let words = service.command.iter().map(|word| ("the command", word));
     let values = service.env.values().map(|value| ("the environment", value));
     let paths = service.volumes.iter().map(|volume| ("a volume's path", &volume.path));
@@ -206,7 +229,7 @@ fn service_unit(release: &Release<'_>, service: &ServiceSpec) -> String {
     line("NoExecPaths", &no_exec);
     line("User", &account(uid));
     line("Group", &account(uid));
-    for fixed in SEAL {
+    for fixed in SEAL.iter().chain(control_groups(systemd)) {
         line(fixed.0, fixed.1);
     }
     if systemd >= SYSTEMD_PRIVATE_PIDS {
@@ -234,7 +257,7 @@ fn service_unit(release: &Release<'_>, service: &ServiceSpec) -> String {
     }
     // One that floods its log loses lines of its own before it pushes out those of others.
     line("LogRateLimitIntervalSec", "30s");
-    line("LogRateLimitBurst", "5000");
+    line("LogRateLimitBurst", &LOG_BURST.to_string());
     line("SyslogIdentifier", &format!("{app}/{}", service.name));
     line("LogExtraFields", &format!("BULKHEAD_APP={app}"));
     line("LogExtraFields", &format!("BULKHEAD_SERVICE={}", service.name));
@@ -262,7 +285,6 @@ const SEAL: &[(&str, &str)] = &[
     ("ProcSubset", "pid"),
     ("ProtectClock", "yes"),
     ("ProtectHostname", "yes"),
-    ("ProtectControlGroups", "yes"),
     ("ProtectKernelLogs", "yes"),
     ("ProtectKernelModules", "yes"),
     ("ProtectKernelTunables", "yes"),
@@ -284,6 +306,16 @@ const SEAL: &[(&str, &str)] = &[
     ("Delegate", "no"),
     ("NotifyAccess", "none"),
 ];
+
+/// The tree of control groups names every app and service of the node. A
+/// service sees its own alone where that can be, which runtimes size themselves by; else none.
+fn control_groups(systemd: u32) -> &'static [(&'static str, &'static str)] {
+    if systemd >= SYSTEMD_STRICT_CONTROL_GROUPS {
+        &[("ProtectControlGroups", "strict")]
+    } else {
+        &[("ProtectControlGroups", "yes"), ("InaccessiblePaths", "-+/sys/fs/cgroup")]
+    }
+}
 
 fn socket_unit(release: &Release<'_>, service: &ServiceSpec, names: &Names) -> String {
     let socket = release.paths.socket_directory(release.app, release.number, &service.name).join("sock");
@@ -333,13 +365,14 @@ fn proxy_unit(release: &Release<'_>, service: &ServiceSpec, names: &Names, port:
          MemoryDenyWriteExecute=yes\n\
          MemoryMax=128M\n\
          TasksMax=64\n\
+         CPUQuota=100%\n\
          RestrictAddressFamilies=AF_UNIX AF_INET\n\
          SyslogIdentifier={}/{}-proxy\n",
         release.app, service.name, release.number, names.service, release.app, service.name
     );
     // `JoinsNamespaceOf=` would share these two with the service as well.
     let shared = ["PrivateTmp", "PrivateIPC", "NotifyAccess", "MountAPIVFS"];
-    for (key, value) in SEAL.iter().filter(|(key, _)| !shared.contains(key)) {
+    for (key, value) in SEAL.iter().filter(|(key, _)| !shared.contains(key)).chain(control_groups(release.systemd)) {
         writeln!(text, "{key}={value}").expect("a String takes all");
     }
     text
@@ -417,9 +450,12 @@ mod tests {
     fn what_older_versions_do_not_know_is_left_out() {
         let (_, old) = &render(&service(), 252).unwrap()[0];
         let (_, new) = &render(&service(), 257).unwrap()[0];
-        for key in ["PrivatePIDs=", "RestartSteps=", "RestartMaxDelaySec="] {
+        for key in
+            ["PrivatePIDs=", "RestartSteps=", "RestartMaxDelaySec=", "BindLogSockets=no", "ProtectControlGroups=strict"]
+        {
             assert!(new.contains(key) && !old.contains(key), "{key}");
         }
+        assert!(old.contains("\nInaccessiblePaths=-+/sys/fs/cgroup\n"), "{old}");
     }
 
     #[test]
@@ -463,6 +499,14 @@ mod tests {
         check(|service| service.command.push("\u{fdd0}".into()), "the command holds the character U+FDD0");
         check(|service| drop(service.env.insert("A".into(), "\u{ffff}".into())), "the environment holds");
         check(|service| service.env.insert("A".into(), "a\nUser=root".into()).map_or((), drop), "U+000A");
+        for prefix in ["+", "-", "!", "!!", "@", "|", ":", ".", "", "$", "%h/", "\""] {
+            let mut service = service();
+            service.command[0] = format!("{prefix}node").replace("node", if prefix.is_empty() { "" } else { "node" });
+            let error = render(&service, 257).unwrap_err();
+            assert!(matches!(error, UnitsError::Program { .. }), "{prefix}: {error}");
+        }
+        check(|service| service.command[0] = "node;".into(), "the program");
+        check(|service| service.command.clear(), "the program");
         check(|service| service.workdir = "/a b".into(), "has a space");
         check(|service| service.volumes[0].path = "/a b".into(), "has a space");
     }

@@ -18,6 +18,7 @@
 //! | `/connect/HOST:PORT` | `connected`, or the error's text |
 //! | `/exec/PATH` | `ran`, or the error's text |
 //! | `/exec-copy/PATH` | copies itself there and runs that: `ran`, or the error's text |
+//! | `/journal/APP/TEXT` | sends a line of that app to the journal's own socket: `sent`, or the error's text |
 //! | `/env` | the environment, a line each |
 //! | `/crash` | the process ends with 3 |
 #![expect(clippy::print_stderr, clippy::exit, reason = "a test program talks through its standard streams")]
@@ -26,6 +27,7 @@ use std::{
     env, fs,
     io::{self, BufRead, BufReader, Write},
     net::{TcpListener, TcpStream, ToSocketAddrs},
+    os::unix::net::UnixDatagram,
     process::{Command, exit},
     thread,
     time::Duration,
@@ -114,6 +116,7 @@ fn answer(path: &str, sick: bool) -> (&'static str, String) {
         "connect" => connect(rest),
         "exec" => Command::new(format!("/{rest}")).status().map(|_| "ran".into()),
         "exec-copy" => exec_copy(&format!("/{rest}")),
+        "journal" => rest.split_once('/').map_or(Ok("no text".into()), |(app, text)| journal(app, text)),
         "env" => Ok(env::vars().map(|(key, value)| format!("{key}={value}\n")).collect()),
         "crash" => exit(3),
         _ => return ("404 Not Found", "no such path".into()),
@@ -139,6 +142,12 @@ fn append(path: &str, text: &str) -> io::Result<String> {
 fn exec_copy(path: &str) -> io::Result<String> {
     fs::copy("/app/testapp", path)?;
     Command::new(path).args(["exit", "0"]).status().map(|_| "ran".into())
+}
+
+fn journal(app: &str, text: &str) -> io::Result<String> {
+    let entry = format!("BULKHEAD_APP={app}\nBULKHEAD_SERVICE=web\nBULKHEAD_RELEASE=1\nMESSAGE={text}\n");
+    UnixDatagram::unbound()?.send_to(entry.as_bytes(), "/run/systemd/journal/socket")?;
+    Ok("sent".into())
 }
 
 fn connect(address: &str) -> io::Result<String> {

@@ -17,7 +17,7 @@ use std::{
 
 /// A line longer than this is cut; a screen holds less.
 const TEXT_MAX_BYTES: usize = 8 << 10;
-/// journald cuts lines at 48 KiB; as JSON, with escapes and other fields, they stay below this.
+/// As JSON, with escapes and other fields, journald's lines stay far below this.
 const ENTRY_MAX_BYTES: u64 = 1 << 20;
 /// Lines at once; whoever wants more has the node's own tools.
 const LINES_MAX: u32 = 100_000;

@@ -2,9 +2,12 @@
 //! systemd. Nothing enters the service, and no path that it could have made
 //! (a link, a FIFO, a device) leads the keeper out of its tree or holds it up.
 //!
-//! A process counts as the service's only once its root *is* the release's
-//! image: while systemd prepares a service, its processes have some of its
-//! namespaces already and still the node's own tree as their root.
+//! A process counts as the service's only once systemd has given up its rights,
+//! which it does last, and its root *is* the release's image: while systemd
+//! prepares a service, its processes have some of its namespaces already and
+//! still the node's own tree as their root, or mounted over it. Everything
+//! shown of a process is read through one handle of its `/proc/PID`, so that
+//! another process that gets its number meanwhile is never mistaken for it.
 
 use super::{OrFail, failure};
 use crate::{
@@ -20,7 +23,11 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Read as _},
-    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::PathBuf,
 };
 
 /// Rows of a table: some megabytes at most.
@@ -29,6 +36,13 @@ const ROWS_MAX: usize = 5000;
 const FILE_MAX_BYTES: u64 = 64 << 10;
 /// `USER_HZ`: what `/proc` counts time in, on every platform that images are for.
 const TICKS_PER_SECOND: u64 = 100;
+/// Processes of one service that are looked at: each takes two of the 1024 files that the keeper may have open.
+const PROCESSES_MAX: usize = 400;
+/// Where files are windows on the kernel and not the service's: `/proc`, `/sys`, control groups.
+/// The keeper would see more there than the service does.
+///
+/// Source: linux/magic.h.
+const KERNEL_FILE_SYSTEMS: [u64; 4] = [0x9fa0, 0x6265_6572, 0x6367_7270, 0x27_e0eb];
 /// What is shown of a command line or a path.
 const TEXT_MAX_CHARS: usize = 1000;
 
@@ -45,25 +59,87 @@ pub fn look(paths: &Paths, app: &AppName, service: &ServiceName, view: &View) ->
     let mut pids = systemd::processes(&unit);
     pids.sort_unstable();
     let image = fs::metadata(paths.image(run.image)).map_err(|_| not_running())?;
-    pids.retain(|pid| service_root(*pid, &unit, &image).is_ok());
-    let first = *pids.first().ok_or_else(not_running)?;
+    let is_cut = pids.len() > PROCESSES_MAX;
+    let insiders: Vec<Insider> = pids
+        .into_iter()
+        .take(PROCESSES_MAX)
+        .filter_map(|pid| Insider::hold(pid).ok())
+        .filter(|insider| insider.is_inside(&unit, &image).unwrap_or(false))
+        .collect();
+    let first = insiders.first().ok_or_else(not_running)?;
     let gone =
         |error: io::Error| failure(FailureKind::Request, "gone", format!("cannot look into {app}/{service}: {error}"));
     let mut look = match view {
-        View::Processes => processes(&pids),
+        View::Processes => processes(&insiders),
         View::Files { path } => {
             let refuse =
                 |error: io::Error| failure(FailureKind::Request, "path", format!("{path} in {app}/{service}: {error}"));
-            let root = service_root(first, &unit, &image).map_err(gone)?;
-            return files(&root, path).map_err(refuse);
+            return files(&first.root, path).map_err(refuse);
         }
-        View::Sockets => service_sockets(&pids, first).map_err(gone)?,
-        View::OpenFiles => open_files(&pids),
+        View::Sockets => service_sockets(&insiders, first).map_err(gone)?,
+        View::OpenFiles => open_files(&insiders),
         View::Limits => limits(&unit, spec)?,
     };
-    look.truncated |= look.rows.len() > ROWS_MAX;
+    look.truncated |= is_cut || look.rows.len() > ROWS_MAX;
     look.rows.truncate(ROWS_MAX);
     Ok(look)
+}
+
+/// A process, held so that its number cannot become another's.
+struct Insider {
+    pid: u32,
+    /// Its `/proc/PID`; nothing can be read through it once the process is gone.
+    handle: OwnedFd,
+    /// Its root directory, opened after the rights were looked at.
+    root: OwnedFd,
+    has_no_rights: bool,
+}
+
+impl Insider {
+    fn hold(pid: u32) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let handle = rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty())?;
+        // In this order: a process that has given up its rights changes its root no more.
+        let has_no_rights = has_no_rights(&read(&handle, "status")?);
+        let root = openat(&handle, "root", flags, Mode::empty())?;
+        Ok(Self { pid, handle, root, has_no_rights })
+    }
+
+    /// Whether it is the unit's, its root is the image, and its preparation is over.
+    fn is_inside(&self, unit: &str, image: &fs::Metadata) -> io::Result<bool> {
+        let found = rustix::fs::fstat(&self.root)?;
+        let is_at_image = (found.st_dev, found.st_ino) == (image.dev(), image.ino());
+        Ok(self.has_no_rights && is_at_image && systemd::is_of(&self.read("cgroup")?, unit))
+    }
+
+    fn read(&self, name: &str) -> io::Result<String> {
+        read(&self.handle, name)
+    }
+
+    /// The held `/proc/PID` as a path.
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.handle.as_raw_fd()))
+    }
+}
+
+/// A file of a held `/proc/PID`, with whatever a process wrote into it made text.
+fn read(handle: &OwnedFd, name: &str) -> io::Result<String> {
+    let file = openat(handle, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut bytes = Vec::new();
+    File::from(file).take(FILE_MAX_BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn status_fields(status: &str) -> BTreeMap<&str, &str> {
+    status.lines().filter_map(|line| line.split_once(':')).map(|(key, value)| (key, value.trim())).collect()
+}
+
+/// Whether `/proc/PID/status` is of a process that can gain no rights and has a
+/// system-call filter. systemd sees to both only after the mounts are made, the
+/// root is changed and the node's own tree is gone from below it.
+fn has_no_rights(status: &str) -> bool {
+    let fields = status_fields(status);
+    fields.get("NoNewPrivs") == Some(&"1") && fields.get("Seccomp") == Some(&"2")
 }
 
 fn table(columns: &[&str], rows: Vec<Vec<String>>) -> Look {
@@ -76,65 +152,43 @@ fn bounded(text: &str) -> String {
 }
 
 /// The fields of `/proc/PID/stat` after the command's name, which may hold anything.
-fn stat(pid: u32) -> Option<Vec<String>> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, rest) = text.rsplit_once(')')?;
-    Some(rest.split_whitespace().map(str::to_owned).collect())
+fn stat_fields(stat: &str) -> Option<Vec<&str>> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    Some(rest.split_whitespace().collect())
 }
 
-fn status_fields(pid: u32) -> BTreeMap<String, String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    text.lines().filter_map(|line| line.split_once(':')).map(|(key, value)| (key.into(), value.trim().into())).collect()
-}
-
-fn processes(pids: &[u32]) -> Look {
-    let row = |pid: &u32| {
-        let status = status_fields(*pid);
-        let stat = stat(*pid)?;
-        let field = |key: &str| status.get(key).cloned().unwrap_or_default();
+fn processes(insiders: &[Insider]) -> Look {
+    let row = |insider: &Insider| {
+        let (status, stat) = (insider.read("status").ok()?, insider.read("stat").ok()?);
+        let (status, stat) = (status_fields(&status), stat_fields(&stat)?);
+        let field = |key: &str| status.get(key).copied().unwrap_or_default();
         // utime and stime are fields 14 and 15; the first two are gone with the name.
         let time: u64 = stat.get(11)?.parse::<u64>().ok()? + stat.get(12)?.parse::<u64>().ok()?;
-        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        let command = insider.read("cmdline").unwrap_or_default().replace('\0', " ");
         Some(vec![
-            pid.to_string(),
+            insider.pid.to_string(),
             field("NSpid").split_whitespace().last().unwrap_or_default().to_owned(),
             field("Uid").split_whitespace().next().unwrap_or_default().to_owned(),
-            stat.first()?.clone(),
-            field("Threads"),
+            (*stat.first()?).to_owned(),
+            field("Threads").to_owned(),
             field("VmRSS").trim_end_matches(" kB").to_owned(),
             (time * 1000 / TICKS_PER_SECOND).to_string(),
             bounded(command.trim_end()),
         ])
     };
     let columns = ["pid", "pid inside", "user", "state", "threads", "rss_kib", "cpu_ms", "command"];
-    table(&columns, pids.iter().take(ROWS_MAX + 1).filter_map(row).collect())
-}
-
-/// A process's root directory, if it is the image and the process is the unit's.
-/// All is read through one handle of `/proc/PID`, so another process that gets
-/// the same number meanwhile is not mistaken for it.
-fn service_root(pid: u32, unit: &str, image: &fs::Metadata) -> io::Result<OwnedFd> {
-    let handle =
-        rustix::fs::open(format!("/proc/{pid}"), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let root = openat(&handle, "root", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let found = rustix::fs::fstat(&root)?;
-    if (found.st_dev, found.st_ino) != (image.dev(), image.ino()) {
-        return Err(io::Error::other("its root is not its image: it is being prepared"));
-    }
-    let mut cgroup = String::new();
-    let file = openat(&handle, "cgroup", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    File::from(file).take(FILE_MAX_BYTES).read_to_string(&mut cgroup)?;
-    if !cgroup.lines().any(|line| line.rsplit('/').next() == Some(unit)) {
-        return Err(io::Error::other("another process has its number"));
-    }
-    Ok(root)
+    table(&columns, insiders.iter().filter_map(row).collect())
 }
 
 /// Opens a path as the service sees it. The kernel keeps every step below the service's root.
 fn open_inside(root: &OwnedFd, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    Ok(openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    let found = openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?;
+    let kind = u64::try_from(rustix::fs::fstatfs(&found)?.f_type).unwrap_or_default();
+    if KERNEL_FILE_SYSTEMS.contains(&kind) {
+        return Err(io::Error::other("the kernel's, not the service's; the other views show what is of interest"));
+    }
+    Ok(found)
 }
 
 fn files(root: &OwnedFd, path: &str) -> io::Result<Look> {
@@ -202,8 +256,8 @@ fn listing(root: &OwnedFd, path: &str) -> io::Result<Look> {
 }
 
 /// What the processes have open: number and what it leads to.
-fn descriptors(pid: u32) -> Vec<(String, String)> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+fn descriptors(insider: &Insider) -> Vec<(String, String)> {
+    let entries = fs::read_dir(insider.path().join("fd")).into_iter().flatten().flatten();
     let mut found: Vec<(String, String)> = entries
         .take(ROWS_MAX + 1)
         .filter_map(|entry| {
@@ -215,12 +269,11 @@ fn descriptors(pid: u32) -> Vec<(String, String)> {
     found
 }
 
-fn open_files(pids: &[u32]) -> Look {
+fn open_files(insiders: &[Insider]) -> Look {
     let mut rows = Vec::new();
-    for pid in pids {
-        rows.extend(
-            descriptors(*pid).into_iter().map(|(number, target)| vec![pid.to_string(), number, bounded(&target)]),
-        );
+    for insider in insiders {
+        let found = descriptors(insider).into_iter();
+        rows.extend(found.map(|(number, target)| vec![insider.pid.to_string(), number, bounded(&target)]));
         if rows.len() > ROWS_MAX {
             break;
         }
@@ -228,20 +281,20 @@ fn open_files(pids: &[u32]) -> Look {
     table(&["pid", "number", "what"], rows)
 }
 
-fn service_sockets(pids: &[u32], first: u32) -> io::Result<Look> {
+fn service_sockets(insiders: &[Insider], first: &Insider) -> io::Result<Look> {
     let mut holders: BTreeMap<u64, u32> = BTreeMap::new();
-    for pid in pids.iter().take(ROWS_MAX) {
-        for (_, target) in descriptors(*pid) {
+    for insider in insiders {
+        for (_, target) in descriptors(insider) {
             let inode = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')?.parse().ok());
             if let Some(inode) = inode {
-                holders.entry(inode).or_insert(*pid);
+                holders.entry(inode).or_insert(insider.pid);
             }
         }
     }
     let holder = |inode: u64| holders.get(&inode).map(u32::to_string).unwrap_or_default();
     let mut rows = Vec::new();
     for protocol in ["tcp", "udp"] {
-        for socket in sockets::inet(first, protocol)? {
+        for socket in sockets::inet_of(&first.path(), protocol)? {
             let at = |(address, port): (std::net::IpAddr, u16)| {
                 if port == 0 { String::new() } else { std::net::SocketAddr::new(address, port).to_string() }
             };
@@ -254,7 +307,7 @@ fn service_sockets(pids: &[u32], first: u32) -> io::Result<Look> {
             ]);
         }
     }
-    for socket in sockets::unix(first)? {
+    for socket in sockets::unix_of(&first.path())? {
         let state = if socket.listening { "LISTEN" } else { "ESTAB" };
         rows.push(vec![
             format!("unix-{}", socket.kind),
@@ -302,19 +355,49 @@ mod tests {
         rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap()
     }
 
-    #[test]
-    fn only_a_process_in_the_image_counts() {
-        let group = fs::read_to_string("/proc/self/cgroup").unwrap();
-        let unit = group.lines().next().and_then(|line| line.rsplit('/').next()).unwrap().to_owned();
-        let own = fs::metadata("/").unwrap();
-        assert!(service_root(me(), &unit, &own).is_ok());
-        assert!(service_root(me(), "bulkhead-a.b.r1.service", &own).is_err());
-        assert!(service_root(me(), &unit, &fs::metadata("/proc").unwrap()).is_err());
-        assert!(service_root(u32::MAX, &unit, &own).is_err());
+    fn me() -> Insider {
+        Insider::hold(std::process::id()).unwrap()
     }
 
-    fn me() -> u32 {
-        std::process::id()
+    #[test]
+    fn only_a_prepared_process_in_the_image_counts() {
+        let group = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let own_unit = group.lines().next().and_then(|line| line.rsplit('/').next()).unwrap().to_owned();
+        let own_root = fs::metadata("/").unwrap();
+        let elsewhere = fs::metadata("/proc").unwrap();
+        for (has_no_rights, unit, image, expected) in [
+            (true, own_unit.as_str(), &own_root, true),
+            (false, &own_unit, &own_root, false),
+            (true, "bulkhead-a.b.r1.service", &own_root, false),
+            (true, &own_unit, &elsewhere, false),
+        ] {
+            let insider = Insider { has_no_rights, ..me() };
+            assert_eq!(insider.is_inside(unit, image).unwrap(), expected, "{has_no_rights} {unit}");
+        }
+        assert!(Insider::hold(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn preparation_is_over_when_no_rights_are_left() {
+        for (text, expected) in [
+            ("NoNewPrivs:\t1\nSeccomp:\t2\n", true),
+            ("NoNewPrivs:\t0\nSeccomp:\t2\n", false),
+            ("NoNewPrivs:\t1\nSeccomp:\t0\n", false),
+            ("", false),
+        ] {
+            assert_eq!(has_no_rights(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_read_of_a_process_that_is_gone() {
+        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let insider = Insider::hold(child.id()).unwrap();
+        assert!(!descriptors(&insider).is_empty());
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(insider.read("status").is_err() && descriptors(&insider).is_empty());
+        assert!(processes(&[insider]).rows.is_empty());
     }
 
     #[test]
@@ -334,6 +417,10 @@ mod tests {
         assert!(look("fifo").unwrap_err().to_string().contains("neither"));
         assert!(files(&root(), "relative").is_err());
         assert!(files(&root(), "/dev/null").is_err());
+        // There the keeper sees more than a service would.
+        for path in ["/proc", "/proc/1/environ", "/proc/self/status", "/sys", "/sys/kernel"] {
+            assert!(files(&root(), path).unwrap_err().to_string().contains("the kernel's"), "{path}");
+        }
         // Links of /proc that lead anywhere at all are not followed.
         assert!(files(&root(), "/proc/self/root/etc").is_err());
         let rows = look("").unwrap().rows;
@@ -344,7 +431,7 @@ mod tests {
     #[test]
     fn this_process() {
         let look = processes(&[me()]);
-        assert_eq!(look.rows[0][0], me().to_string());
+        assert_eq!(look.rows[0][0], std::process::id().to_string());
         assert_eq!(look.rows[0].len(), look.columns.len());
         let file = tempfile::NamedTempFile::new().unwrap();
         let seen = open_files(&[me()]);
@@ -355,8 +442,8 @@ mod tests {
     fn sockets_and_who_holds_them() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let look = service_sockets(&[me()], me()).unwrap();
+        let look = service_sockets(&[me()], &me()).unwrap();
         let row = look.rows.iter().find(|row| row[2] == address).unwrap();
-        assert_eq!(row[..], ["tcp", "LISTEN", &address, "", &me().to_string()].map(str::to_owned));
+        assert_eq!(row[..], ["tcp", "LISTEN", &address, "", &std::process::id().to_string()].map(str::to_owned));
     }
 }

@@ -2,9 +2,14 @@
 
 use anyhow::{Context as _, Result, ensure};
 use bulkhead_testkit::world::World;
+use bulkhead_wire::{Ask, Event, Kind, PROTOCOL, Request, View, read_frame, write_frame};
 use std::{
+    io::BufReader,
     net::{SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
+    path::Path,
     process::Stdio,
+    sync::atomic::Ordering,
     thread,
     time::Duration,
 };
@@ -15,6 +20,7 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("what_a_service_writes_it_cannot_execute", no_exec),
     ("a_service_reaches_no_socket_of_the_journal", no_journal),
     ("looking_at_a_service_that_restarts_never_shows_the_node", look_races),
+    ("a_service_sees_no_control_group_of_another", own_control_group),
     ("exposure_is_below_one", exposure),
     ("a_node_listens_on_port_22_alone", ports),
     ("nothing_of_ours_is_resident", resident),
@@ -70,43 +76,89 @@ fn no_exec(world: &World) -> Result<()> {
 }
 
 fn no_journal(world: &World) -> Result<()> {
-    let app = world.app("quiet", &["serve", "3000"], WEB)?;
-    app.deploy("staging", 0)?;
-    let (_, body) = app.get("stage-1", "/list/run/systemd/journal")?;
+    let victim = world.app("victim", &["serve", "3000"], WEB)?;
+    victim.deploy("staging", 0)?;
+    let forger = world.app("forger", &["serve", "3000"], WEB)?;
+    forger.deploy("staging", 0)?;
+    let (_, body) = forger.get("stage-1", "/list/run/systemd/journal")?;
     ensure!(body.starts_with("error"), "{body}");
+    let (_, body) = forger.get("stage-1", "/journal/victim/forged-inside")?;
+    ensure!(body.starts_with("error"), "{body}");
+    // Whatever else could set the fields: another unit's lines are not the service's.
+    let fields = ["APP=victim", "SERVICE=web", "RELEASE=1"].map(|field| format!("LogExtraFields=BULKHEAD_{field}"));
+    let mut words = vec!["systemd-run", "--quiet", "--wait", "--collect"];
+    words.extend(fields.iter().flat_map(|field| ["-p", field]));
+    words.extend(["echo", "forged-outside"]);
+    world.on_node("stage-1", &words)?;
+    world.on_node("stage-1", &["journalctl", "--sync"])?;
+    let journal = world.on_node("stage-1", &["journalctl", "--output=cat", "BULKHEAD_APP=victim"])?;
+    ensure!(journal.contains("forged-outside"), "nothing was forged: {journal}");
+    let shown = victim.run(&["logs", "victim", "-e", "staging"])?.expect(0)?.stdout;
+    ensure!(shown.contains("listening on 3000") && !shown.contains("forged"), "{shown}");
     Ok(())
+}
+
+fn own_control_group(world: &World) -> Result<()> {
+    let neighbour = world.app("neighbour", &["serve", "3000"], WEB)?;
+    neighbour.deploy("staging", 0)?;
+    let app = world.app("groups", &["serve", "3000"], WEB)?;
+    app.deploy("staging", 0)?;
+    for path in ["/list/sys/fs/cgroup", "/list/sys/fs/cgroup/bulkhead.slice", "/read/proc/self/cgroup"] {
+        let (_, body) = app.get("stage-1", path)?;
+        ensure!(!body.contains(".slice") && !body.contains("neighbour"), "{path}: {body}");
+    }
+    let limits = world.on_node("stage-1", &["systemctl", "show", "bulkhead-groups.web.r1-proxy.service"])?;
+    for limit in ["MemoryMax=134217728", "TasksMax=64", "CPUQuotaPerSecUSec=1s"] {
+        ensure!(limits.lines().any(|line| line == limit), "the proxy has no {limit}");
+    }
+    Ok(())
+}
+
+/// One conversation with the keeper itself, as root: many in the time of one over SSH.
+fn ask_keeper(socket: &Path, request: &Request) -> Result<Vec<Event>> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(bulkhead_testkit::world::PATIENCE))?;
+    write_frame(&mut stream, Kind::Message, b"{}")?;
+    write_frame(&mut stream, Kind::Message, &serde_json::to_vec(request)?)?;
+    let mut input = BufReader::new(stream);
+    let mut events = Vec::new();
+    while let Some(frame) = read_frame(&mut input)? {
+        events.push(serde_json::from_slice(&frame.payload)?);
+        if matches!(events.last(), Some(Event::Done(_) | Event::Failed(_))) {
+            break;
+        }
+    }
+    Ok(events)
 }
 
 /// While systemd prepares a service its processes still have the node's own tree.
 fn look_races(world: &World) -> Result<()> {
     let app = world.app("flapping", &["serve", "3000"], WEB)?;
     app.deploy("staging", 0)?;
-    let ask = |path: &str| bulkhead_wire::Request {
-        protocol: bulkhead_wire::PROTOCOL,
-        ask: bulkhead_wire::Ask::Look {
-            app: "flapping".parse().expect("a name"),
-            service: "web".parse().expect("a name"),
-            view: bulkhead_wire::View::Files { path: path.into() },
-        },
-    };
-    let unit = "bulkhead-flapping.web.r1.service";
+    let keeper = app.node_root("stage-1")?.join("run/bulkhead/keeper.sock");
     let running = std::sync::atomic::AtomicBool::new(true);
+    let restart = "for i in $(seq 10); do systemctl kill --signal=KILL $0; systemctl restart $0; done";
     thread::scope(|scope| {
         let restarts = scope.spawn(|| {
-            while running.load(std::sync::atomic::Ordering::Relaxed) {
-                world.on_node("stage-1", &["systemctl", "restart", unit])?;
+            while running.load(Ordering::Relaxed) {
+                world.on_node("stage-1", &["sh", "-c", restart, "bulkhead-flapping.web.r1.service"])?;
             }
             anyhow::Ok(())
         });
-        let looked = (0..60).try_for_each(|_| {
-            let request = ask("/etc/bulkhead/node.json");
-            for event in super::orders::converse(world, "stage-1", &request, &[])? {
-                ensure!(!matches!(event, bulkhead_wire::Event::Look(_)), "the node's own file was shown: {event:?}");
+        let paths = ["/etc/bulkhead/ssh_host_ed25519_key", "/etc/shadow", "/../etc/shadow"];
+        let mut inside = 0;
+        let looked = paths.iter().cycle().take(600).try_for_each(|path| {
+            let (app, service) = ("flapping".parse()?, "web".parse()?);
+            let ask = Ask::Look { app, service, view: View::Files { path: (*path).into() } };
+            for event in ask_keeper(&keeper, &Request { protocol: PROTOCOL, ask })? {
+                ensure!(!matches!(event, Event::Look(_)), "{path} of the node was shown: {event:?}");
+                inside += usize::from(matches!(event, Event::Failed(failure) if failure.rule == "path"));
             }
             Ok(())
         });
-        running.store(false, std::sync::atomic::Ordering::Relaxed);
+        running.store(false, Ordering::Relaxed);
         restarts.join().map_err(|_| anyhow::anyhow!("restarting panicked"))??;
+        ensure!(inside > 0, "no look met the service");
         looked
     })
 }
