@@ -158,8 +158,9 @@ fn look_races(world: &World) -> Result<()> {
         });
         running.store(false, Ordering::Relaxed);
         restarts.join().map_err(|_| anyhow::anyhow!("restarting panicked"))??;
+        looked?;
         ensure!(inside > 0, "no look met the service");
-        looked
+        Ok(())
     })
 }
 
