@@ -2,7 +2,7 @@
 //! carries the fields `BULKHEAD_APP`, `BULKHEAD_SERVICE` and `BULKHEAD_RELEASE`.
 //! Where systemd is older than 257 a service can reach the journal's socket and
 //! set them itself, so a line also must be of the unit that they name, which
-//! only journald can say, or of process 1.
+//! only journald can say, or be process 1's about that unit.
 
 use super::failure;
 use crate::{peer::Peer, units::Names};
@@ -49,8 +49,9 @@ impl Journal {
     fn open(query: &Query<'_>) -> std::io::Result<Self> {
         let mut command = Command::new("journalctl");
         command.args(["--output=json", "--all", "--quiet", "--no-pager"]);
-        command
-            .arg("--output-fields=MESSAGE,PRIORITY,BULKHEAD_APP,BULKHEAD_SERVICE,BULKHEAD_RELEASE,_SYSTEMD_UNIT,_PID");
+        command.arg(
+            "--output-fields=MESSAGE,PRIORITY,BULKHEAD_APP,BULKHEAD_SERVICE,BULKHEAD_RELEASE,_SYSTEMD_UNIT,_PID,UNIT",
+        );
         command.arg(format!("--lines={}", query.lines.min(LINES_MAX)));
         if query.follow {
             command.arg("--follow");
@@ -116,8 +117,9 @@ fn parse(entry: &[u8]) -> Option<LogLine> {
     let app: AppName = text("BULKHEAD_APP")?.parse().ok()?;
     let service: ServiceName = text("BULKHEAD_SERVICE")?.parse().ok()?;
     let release: u64 = text("BULKHEAD_RELEASE")?.parse().ok()?;
-    let is_own = text("_SYSTEMD_UNIT") == Some(Names::new(&app, &service, release).service.as_str());
-    if !is_own && text("_PID") != Some("1") {
+    let unit = Names::new(&app, &service, release).service;
+    let says = if text("_PID") == Some("1") { text("UNIT") } else { text("_SYSTEMD_UNIT") };
+    if says != Some(unit.as_str()) {
         return None;
     }
     Some(LogLine {
@@ -193,7 +195,12 @@ mod tests {
         assert_eq!(parse(entry("[104,105,255]").as_bytes()).unwrap().text, "hi\u{fffd}");
         let forged = entry(r#""hello""#).replace("bulkhead-n.web.r3.service", "bulkhead-other.web.r3.service");
         assert_eq!(parse(forged.as_bytes()), None);
-        assert!(parse(forged.replace(r#""PRIORITY""#, r#""_PID":"1","PRIORITY""#).as_bytes()).is_some());
+        let of_init = |unit: &str| {
+            let fields = format!(r#""_PID":"1","UNIT":"{unit}","PRIORITY""#);
+            parse(forged.replace(r#""PRIORITY""#, &fields).as_bytes())
+        };
+        assert!(of_init("bulkhead-n.web.r3.service").is_some());
+        assert_eq!(of_init("bulkhead-other.web.r3.service"), None);
         assert_eq!(parse(entry("null").as_bytes()), None);
         assert_eq!(parse(b"{}"), None);
         assert_eq!(parse(b"half a li"), None);

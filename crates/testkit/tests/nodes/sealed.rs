@@ -147,7 +147,7 @@ fn look_races(world: &World) -> Result<()> {
         });
         let paths = ["/etc/bulkhead/ssh_host_ed25519_key", "/etc/shadow", "/../etc/shadow"];
         let mut inside = 0;
-        let looked = paths.iter().cycle().take(600).try_for_each(|path| {
+        let looked = paths.iter().cycle().take(150).try_for_each(|path| {
             let (app, service) = ("flapping".parse()?, "web".parse()?);
             let ask = Ask::Look { app, service, view: View::Files { path: (*path).into() } };
             for event in ask_keeper(&keeper, &Request { protocol: PROTOCOL, ask })? {
