@@ -192,7 +192,7 @@ pub(crate) mod tests {
     use pgp::{
         composed::{KeyType, SecretKeyParamsBuilder, SignedSecretKey},
         ser::Serialize as _,
-        types::Password,
+        types::{Password, Timestamp},
     };
     use rand::SeedableRng as _;
 
@@ -206,6 +206,8 @@ pub(crate) mod tests {
                 .key_type(KeyType::Ed25519Legacy)
                 .can_certify(true)
                 .can_sign(true)
+                // Part of the fingerprint: two made from one seed must be one key, whenever they are made.
+                .created_at(Timestamp::from_secs(1_700_000_000))
                 .primary_user_id("Fake Archive <fake@example.org>".into())
                 .build()
                 .unwrap()
