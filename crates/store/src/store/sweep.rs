@@ -101,9 +101,10 @@ impl Store {
         }
         for directory in ["metadata", "trees"] {
             for name in self.names(directory)? {
-                // Named by image and, after a dot, by format.
+                // Named by image and, after dots, by format and boot.
                 let id = name.split('.').next().and_then(|id| id.parse().ok());
-                if id.is_some_and(|id: ImageId| !needs.contains_key(&id)) {
+                let is_of_another_boot = directory == "metadata" && !name.ends_with(&format!(".{}", self.boot));
+                if id.is_some_and(|id: ImageId| is_of_another_boot || !needs.contains_key(&id)) {
                     self.remove(directory, &name)?;
                 }
             }
