@@ -101,10 +101,9 @@ impl Store {
         }
         for directory in ["metadata", "trees"] {
             for name in self.names(directory)? {
-                // Named by image and, after dots, by format and boot.
+                // Named by image and, after a dot, by format.
                 let id = name.split('.').next().and_then(|id| id.parse().ok());
-                let is_of_another_boot = directory == "metadata" && !name.ends_with(&format!(".{}", self.boot));
-                if id.is_some_and(|id: ImageId| is_of_another_boot || !needs.contains_key(&id)) {
+                if id.is_some_and(|id: ImageId| !needs.contains_key(&id)) {
                     self.remove(directory, &name)?;
                 }
             }
