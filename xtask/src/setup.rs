@@ -74,6 +74,7 @@ const NEEDS: &[Need] = &[
         Sign::Program("sshd"),
         "the SSH client is tested against it; not started as a service",
     ),
+    need(For::Test, "e2fsprogs", Sign::Program("chattr"), "makes a file that a node cannot replace"),
     need(For::Test, "git", Sign::Program("git"), "releases say which commit they were built from"),
     need(For::Bench, "rsync", Sign::Program("rsync"), "what a deploy is compared with"),
     need(For::Bench, "zstd", Sign::Program("zstd"), "what a first upload is compared with"),

@@ -4,7 +4,10 @@
 //!
 //! ```text
 //! keeper/submit.rs  an order on its way: verify, receive, accept
-//! keeper/carry.rs   an accepted order: mount, start, check, switch, drain, stop
+//! keeper/carry.rs   an accepted order: start, check, switch, drain, stop
+//! keeper/settle.rs  whatever was left half done: what runs is made to fit what is recorded
+//! keeper/release.rs a release's units, sockets, links and volumes
+//! keeper/images.rs  mounting images, and unmounting those that nobody uses
 //! keeper/objects.rs an image's contents, for a client that sends them on
 //! keeper/status.rs  facts and what runs
 //! keeper/logs.rs    the journal
@@ -12,9 +15,12 @@
 //! ```
 
 pub mod carry;
+pub mod images;
 pub mod logs;
 pub mod look;
 pub mod objects;
+pub mod release;
+pub mod settle;
 pub mod status;
 pub mod submit;
 
@@ -33,9 +39,6 @@ use std::{
     os::{fd::AsFd as _, unix::net::UnixStream},
     time::{SystemTime, UNIX_EPOCH},
 };
-
-/// Images of how many releases that went well are spared longest, besides the live one.
-const RELEASES_PREFERRED: usize = 5;
 
 /// The node's clock.
 #[must_use]
@@ -122,14 +125,39 @@ pub fn run(paths: &Paths) -> io::Result<()> {
         Ok(done) => Event::Done(done),
         Err(failure) => Event::Failed(*failure),
     };
-    let is_change = matches!(&event, Event::Done(Done { order: Some(_), .. }));
+    // After a refusal there is nothing to clear up, and a stranger could ask for it without end.
+    let may_have_changed = match &event {
+        Event::Done(done) => done.order.is_some(),
+        Event::Failed(failure) => matches!(failure.kind, FailureKind::Unhealthy | FailureKind::Node),
+        _ => false,
+    };
     // A client that is gone has nothing to be told.
     drop(peer.send(&event));
     drop(peer);
-    if is_change && let Err(error) = collect_garbage(paths) {
-        systemd::eprintln_bounded(&format!("garbage collection: {}", chain(&error)));
+    if may_have_changed {
+        clear_up(paths);
     }
     Ok(())
+}
+
+/// What can wait until the client has its answer.
+fn clear_up(paths: &Paths) {
+    if let Err(failure) = images::sweep(paths) {
+        systemd::eprintln_bounded(&format!("unmounting images: {}", failure.message));
+    }
+    if let Err(error) = collect_garbage(paths) {
+        systemd::eprintln_bounded(&format!("garbage collection: {}", chain(&error)));
+    }
+}
+
+/// What follows a keeper that did not come to its end. `false` where an app could not be settled.
+///
+/// # Errors
+/// Not even the list of apps can be read.
+pub fn settle_after_death(paths: &Paths) -> Result<bool, String> {
+    let all_well = settle::settle_all(paths).map_err(|error| chain(&error));
+    clear_up(paths);
+    all_well
 }
 
 fn serve(paths: &Paths, peer: &mut Peer) -> Result<Done, Box<Failure>> {
@@ -198,26 +226,68 @@ enum CollectError {
     Store(#[source] StoreError),
 }
 
-/// Keeps the store within half of its file system. What is live stays whatever that says.
+/// Keeps the store within half of its file system, and a part of that free: see [`budget`]. What is live
+/// stays whatever that says.
 fn collect_garbage(paths: &Paths) -> Result<(), CollectError> {
-    let mut keep: BTreeSet<ImageId> = BTreeSet::new();
-    let mut preferred: Vec<ImageId> = Vec::new();
-    for app in state::apps(paths).map_err(CollectError::State)? {
-        keep.extend(app.live_run().map_err(CollectError::State)?.map(|(_, run)| run.image));
-        // The last order may be under way in another keeper.
-        let head = app.head().map_err(CollectError::State)?.counter;
-        if let Some(order) = app.order(head).map_err(CollectError::State)?
-            && let bulkhead_core::order::Action::Run(run) = order.action
-        {
-            keep.insert(run.image);
-        }
-        preferred.extend(app.good_images().map_err(CollectError::State)?.into_iter().take(RELEASES_PREFERRED + 1));
+    let (total, free) = disk(paths).map_err(CollectError::State)?;
+    // Where no more than half is used in all, the store is within its half.
+    if free >= total / 2 {
+        return Ok(());
     }
-    let (total, _) = disk(paths).map_err(CollectError::State)?;
     let store = Store::open(&paths.store()).map_err(CollectError::Store)?;
-    match store.collect_garbage(&keep, Some(total / 2), &preferred) {
+    let used = store.usage_bytes().map_err(CollectError::Store)?;
+    let Some(budget_bytes) = budget(total, free, used) else { return Ok(()) };
+    let collection = match store.collection() {
+        Ok(collection) => collection,
         // Another push is under way; it will collect when it is done.
-        Ok(_) | Err(StoreError::Busy) => Ok(()),
-        Err(error) => Err(CollectError::Store(error)),
+        Err(StoreError::Busy) => return Ok(()),
+        Err(error) => return Err(CollectError::Store(error)),
+    };
+    let (keep, preference) = worth_keeping(paths).map_err(CollectError::State)?;
+    collection.collect(&keep, Some(budget_bytes), &preference).map(drop).map_err(CollectError::Store)
+}
+
+/// How many bytes the store may take, where it takes more: half of the file system, less what is wanting of a
+/// tenth of it free, because whatever else fills the disk would otherwise stop the next deploy.
+fn budget(total: u64, free: u64, used: u64) -> Option<u64> {
+    let wanting = (total / 10).saturating_sub(free);
+    let budget = (total / 2).min(used.saturating_sub(wanting));
+    (budget < used).then_some(budget)
+}
+
+/// The images that must stay, and those that are next worth a place: each app's newest good release before any
+/// app's second. That an app cannot be read keeps everything: nobody knows what it needs.
+fn worth_keeping(paths: &Paths) -> Result<(BTreeSet<ImageId>, Vec<ImageId>), FileError> {
+    let mut keep = BTreeSet::new();
+    let mut preferred: Vec<(usize, ImageId)> = Vec::new();
+    for app in state::apps(paths)? {
+        keep.extend(app.live_run()?.map(|(_, run)| run.image));
+        // The last order may be under way in another keeper, or be sent again.
+        keep.extend(app.run(app.head()?.counter)?.map(|run| run.image));
+        preferred.extend(app.good_images()?.into_iter().enumerate());
+    }
+    preferred.sort_by_key(|(rank, _)| *rank);
+    Ok((keep, preferred.into_iter().map(|(_, image)| image).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_store_may_take() {
+        for (total, free, used, expected) in [
+            // Plenty of room, and just enough.
+            (1000, 700, 300, None),
+            (1000, 100, 500, None),
+            // Over its half.
+            (1000, 300, 600, Some(500)),
+            // Others fill the disk: the store makes room for a tenth.
+            (1000, 40, 300, Some(240)),
+            (1000, 0, 60, Some(0)),
+            (0, 0, 0, None),
+        ] {
+            assert_eq!(budget(total, free, used), expected, "{total} {free} {used}");
+        }
     }
 }

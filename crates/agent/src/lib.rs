@@ -22,6 +22,7 @@ pub mod http;
 pub mod install;
 pub mod keeper;
 pub mod peer;
+pub mod scrub;
 pub mod sockets;
 pub mod state;
 pub mod systemd;

@@ -1,7 +1,7 @@
 //! `bulkhead-agent`: one binary, several names and subcommands. As
 //! `bulkhead-gate` it is the login shell of the account that clients connect as.
 
-use bulkhead_agent::{boot, gate, health, install, keeper, state::Paths};
+use bulkhead_agent::{boot, gate, health, install, keeper, scrub, state::Paths};
 use bulkhead_core::ImageId;
 use bulkhead_store::{Store, mount};
 use std::{
@@ -10,7 +10,8 @@ use std::{
     process::ExitCode,
 };
 
-const USAGE: &str = "usage: bulkhead-agent gate | keeper | boot | mount IMAGE | unmount IMAGE | await-port PORT
+const USAGE: &str =
+    "usage: bulkhead-agent gate | keeper | boot | settle | scrub | mount IMAGE | unmount IMAGE | await-port PORT
        bulkhead-agent install [--root DIR] [--verify]
        bulkhead-agent --version";
 
@@ -45,11 +46,9 @@ fn command(arguments: &[String]) -> Outcome {
     let result = match words[..] {
         ["gate"] => return gate::run(&paths).map(|()| String::new()),
         ["keeper"] => keeper::run(&paths).map(|()| String::new()).map_err(|error| error.to_string()),
-        ["boot"] => match boot::run(&paths) {
-            Ok(true) => Ok(String::new()),
-            Ok(false) => Err("not every app could be brought back; see above".into()),
-            Err(error) => Err(error),
-        },
+        ["boot"] => all_or_see_above(boot::run(&paths)),
+        ["settle"] => all_or_see_above(keeper::settle_after_death(&paths)),
+        ["scrub"] => scrub::run(&paths),
         ["mount", image] => mount_image(&paths, image),
         ["unmount", image] => unmount_image(&paths, image),
         ["await-port", port] => await_port(port),
@@ -58,6 +57,14 @@ fn command(arguments: &[String]) -> Outcome {
         _ => return Err(USAGE.into()),
     };
     result.map_err(|error| format!("bulkhead-agent: {error}"))
+}
+
+/// What was said of each app is in the journal already.
+fn all_or_see_above(all_well: Result<bool, String>) -> Outcome {
+    match all_well? {
+        true => Ok(String::new()),
+        false => Err("not every app could be brought to what it must be; see above".into()),
+    }
 }
 
 fn await_port(port: &str) -> Outcome {

@@ -8,8 +8,8 @@
 //! apps/APP/releases/N/order.json    the order's exact bytes
 //! apps/APP/releases/N/signatures.json
 //! apps/APP/releases/N/record.json   Record: who signed, when accepted, how it ended
-//! apps/APP/live                     the number of the release that is live
-//! apps/APP/desired.json             Desired: which services of it must not run
+//! apps/APP/live.json                Live: the release that is live, and which of its services must not run
+//! apps/APP/volumes.json             the volumes that were made for it here
 //! ```
 //!
 //! # What a crash leaves
@@ -18,14 +18,22 @@
 //! `releases/N` is on disk before that, renamed into place as a whole, so every
 //! counter up to the head's has its order. A directory beyond the head is of an
 //! order that was never accepted: readers ignore it, the next order replaces it.
-//! `live` is replaced once the new release is healthy. So after a crash
+//! `live.json` is replaced once the new release is healthy. So after a crash
 //! - head N, live N: N was switched to; what was left is to record it as done;
 //! - head N, live before N, record `underway`: N was interrupted, the release
 //!   before is what runs, and the same order may be sent again.
+//!
+//! `live.json` is all that says what must run: [`crate::keeper::settle`] makes
+//! what runs fit it, whoever died where.
+//!
+//! # Damage
+//!
+//! A file that cannot be read is a matter of its own app: whoever looks at all
+//! apps names it and goes on with the others.
 
 use crate::durable::{self, FileError};
 use bulkhead_core::{
-    AppName, ImageId, OrderId, ServiceName, Timestamp,
+    AppName, ImageId, OrderId, ServiceName, Timestamp, VolumeName,
     node::NodeIdentity,
     order::{Action, Order, Run},
     policy::Policy,
@@ -137,11 +145,21 @@ pub struct Record {
     pub outcome: Outcome,
 }
 
-/// Which services of the live release must not run.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Desired {
-    /// The stopped ones; all others run.
+/// What of an app must run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Live {
+    /// The number of the live release.
+    pub release: u64,
+    /// Its services that must not run; all others must.
     pub stopped: BTreeSet<ServiceName>,
+}
+
+impl Live {
+    /// A release with all its services.
+    #[must_use]
+    pub fn all_of(release: u64) -> Self {
+        Self { release, stopped: BTreeSet::new() }
+    }
 }
 
 /// Who is carrying an order out.
@@ -213,13 +231,11 @@ pub fn apps(paths: &Paths) -> Result<Vec<App>, FileError> {
 /// The latest moment that this node has known: its clock may not be before it.
 ///
 /// # Errors
-/// An app's state cannot be read.
+/// The list of apps cannot be read.
 pub fn minimum_time(paths: &Paths) -> Result<Timestamp, FileError> {
-    let mut latest = Timestamp(0);
-    for app in apps(paths)? {
-        latest = app.head()?.accepted.map_or(latest, |accepted| latest.max(accepted));
-    }
-    Ok(latest)
+    // One that cannot be read says nothing; the others still do.
+    let accepted = apps(paths)?.into_iter().filter_map(|app| app.head().ok()?.accepted);
+    Ok(accepted.max().unwrap_or(Timestamp(0)))
 }
 
 impl App {
@@ -360,12 +376,12 @@ impl App {
         durable::write_json(&path, &Record { outcome, ..record })
     }
 
-    /// The number of the live release.
+    /// What must run.
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn live(&self) -> Result<Option<u64>, FileError> {
-        durable::read_json(&self.directory.join("live"))
+    pub fn live(&self) -> Result<Option<Live>, FileError> {
+        durable::read_json(&self.directory.join("live.json"))
     }
 
     /// The live release's number and what it runs.
@@ -373,37 +389,54 @@ impl App {
     /// # Errors
     /// It cannot be read.
     pub fn live_run(&self) -> Result<Option<(u64, Run)>, FileError> {
-        let Some(number) = self.live()? else { return Ok(None) };
-        let path = self.release_directory(number).join("order.json");
-        match self.order(number)? {
-            Some(Order { action: Action::Run(run), .. }) => Ok(Some((number, run))),
-            _ => Err(FileError::Damaged { path, what: "the live release has no order that runs anything".into() }),
+        let Some(Live { release, .. }) = self.live()? else { return Ok(None) };
+        match self.run(release)? {
+            Some(run) => Ok(Some((release, run))),
+            None => Err(FileError::Damaged {
+                path: self.release_directory(release).join("order.json"),
+                what: "the live release has no order that runs anything".into(),
+            }),
         }
     }
 
-    /// Makes a release the live one.
-    ///
-    /// # Errors
-    /// The one before is still live.
-    pub fn set_live(&self, number: u64) -> Result<(), FileError> {
-        durable::write_json(&self.directory.join("live"), &number)
-    }
-
-    /// Which services must not run.
+    /// What a release runs; `None` of an order that runs nothing, or is not there.
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn desired(&self) -> Result<Desired, FileError> {
-        Ok(durable::read_json(&self.directory.join("desired.json"))?.unwrap_or_default())
+    pub fn run(&self, number: u64) -> Result<Option<Run>, FileError> {
+        Ok(match self.order(number)? {
+            Some(Order { action: Action::Run(run), .. }) => Some(run),
+            _ => None,
+        })
     }
 
-    /// Says which services must not run.
+    /// Says what must run; `None` for nothing.
+    ///
+    /// # Errors
+    /// What was said before holds, or what is said now: whoever must know reads it again.
+    pub fn set_live(&self, live: Option<&Live>) -> Result<(), FileError> {
+        let path = self.directory.join("live.json");
+        match live {
+            Some(live) => durable::write_json(&path, live),
+            None => durable::remove(&path),
+        }
+    }
+
+    /// The volumes that were made for it on this node.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn volumes(&self) -> Result<BTreeSet<VolumeName>, FileError> {
+        Ok(durable::read_json(&self.directory.join("volumes.json"))?.unwrap_or_default())
+    }
+
+    /// Says which volumes were made.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn set_desired(&self, desired: &Desired) -> Result<(), FileError> {
-        let path = self.directory.join("desired.json");
-        if desired.stopped.is_empty() { durable::remove(&path) } else { durable::write_json(&path, desired) }
+    pub fn set_volumes(&self, volumes: &BTreeSet<VolumeName>) -> Result<(), FileError> {
+        let path = self.directory.join("volumes.json");
+        if volumes.is_empty() { durable::remove(&path) } else { durable::write_json(&path, volumes) }
     }
 
     /// Forgets all releases but the last order (whose counter must outlive them).
@@ -411,8 +444,7 @@ impl App {
     /// # Errors
     /// What could not be removed.
     pub fn forget(&self, last: u64) -> Result<(), FileError> {
-        durable::remove(&self.directory.join("live"))?;
-        durable::remove(&self.directory.join("desired.json"))?;
+        self.set_live(None)?;
         for number in self.numbers()?.into_iter().filter(|number| *number != last) {
             durable::remove_tree(&self.release_directory(number))?;
         }
@@ -475,7 +507,7 @@ impl App {
             signers: record.signers,
             accepted: record.accepted,
             outcome: record.outcome,
-            live: self.live()? == Some(number),
+            live: self.live()?.is_some_and(|live| live.release == number),
             source,
             origin,
             message: order.message,
@@ -488,14 +520,14 @@ impl App {
     /// # Errors
     /// What cannot be read.
     pub fn good_images(&self) -> Result<Vec<ImageId>, FileError> {
-        let live = self.live()?;
+        let live = self.live()?.map(|live| live.release);
         let mut images: Vec<ImageId> = Vec::new();
         for number in live.into_iter().chain(self.numbers()?.into_iter().rev()) {
             let is_good = self.record(number)?.is_some_and(|record| record.outcome == Outcome::Done);
             if !is_good && Some(number) != live {
                 continue;
             }
-            if let Some(Order { action: Action::Run(run), .. }) = self.order(number)?
+            if let Some(run) = self.run(number)?
                 && !images.contains(&run.image)
             {
                 images.push(run.image);
@@ -513,10 +545,11 @@ impl App {
     }
 
     /// The app's user id, the same for all its releases for ever; given to it at first use.
+    /// `accounts` are the user ids of ours that this system has accounts for.
     ///
     /// # Errors
     /// All are given away, or it cannot be written.
-    pub fn allocate_uid(&self, paths: &Paths) -> Result<u32, FileError> {
+    pub fn allocate_uid(&self, paths: &Paths, accounts: &BTreeSet<u32>) -> Result<u32, FileError> {
         if let Some(uid) = self.uid()? {
             return Ok(uid);
         }
@@ -526,9 +559,10 @@ impl App {
         let guard = File::open(&apps_directory).map_err(FileError::io("open", &apps_directory))?;
         flock(&guard, FlockOperation::LockExclusive)
             .map_err(|error| FileError::io("lock", &apps_directory)(error.into()))?;
-        let mut taken = BTreeSet::new();
+        let mut taken = accounts.clone();
         for app in apps(paths)? {
-            taken.extend(app.uid()?);
+            // One that cannot be read is an account all the same, and so not given away again.
+            taken.extend(app.uid().ok().flatten());
         }
         let uid = UIDS.step_by(2).find(|uid| !taken.contains(uid)).ok_or_else(|| FileError::Damaged {
             path: apps_directory.clone(),

@@ -62,6 +62,18 @@ impl Names {
             proxy: format!("{stem}-proxy.service"),
         }
     }
+
+    /// Of which app, service and release a unit is, by its name; `None` of one that is none of these.
+    #[must_use]
+    pub fn parse(unit: &str) -> Option<(AppName, ServiceName, u64)> {
+        let mut parts = unit.strip_prefix("bulkhead-")?.splitn(3, '.');
+        let (app, service) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let (number, _) = parts.next()?.strip_prefix('r')?.split_once(['.', '-'])?;
+        let number = number.parse().ok()?;
+        let names = Self::new(&app, &service, number);
+        let is_one = [names.service, names.socket, names.proxy].iter().any(|name| name == unit);
+        is_one.then_some((app, service, number))
+    }
 }
 
 /// The unit that mounts an image.
@@ -201,11 +213,12 @@ fn service_unit(release: &Release<'_>, service: &ServiceSpec) -> String {
          After={image_unit}\n\
          StartLimitIntervalSec=0\n\
          CollectMode=inactive-or-failed\n\
-         \n\
+         {}\n\
          [Service]\n\
          Type=exec\n\
          Slice=bulkhead.slice\n",
-        service.name
+        service.name,
+        mounts_of(release, service)
     );
     let mut line = |key: &str, value: &str| {
         // Writing to a String cannot fail.
@@ -263,6 +276,17 @@ fn service_unit(release: &Release<'_>, service: &ServiceSpec) -> String {
     line("LogExtraFields", &format!("BULKHEAD_SERVICE={}", service.name));
     line("LogExtraFields", &format!("BULKHEAD_RELEASE={number}"));
     text
+}
+
+/// A volume may be on a disk of its own, which is mounted late, or not at all:
+/// then the service must wait, and not write to the empty directory below it.
+fn mounts_of(release: &Release<'_>, service: &ServiceSpec) -> String {
+    let directory = release.paths.volumes(release.app);
+    service
+        .volumes
+        .iter()
+        .map(|volume| format!("RequiresMountsFor={}\n", display(&directory.join(volume.name.as_str()))))
+        .collect()
 }
 
 /// What holds for every service, whatever its order says.
@@ -516,5 +540,25 @@ mod tests {
         let name = |app: &str, service: &str| Names::new(&app.parse().unwrap(), &service.parse().unwrap(), 1).service;
         assert_ne!(name("a-b", "c"), name("a", "b-c"));
         assert_eq!(name("notes", "web"), "bulkhead-notes.web.r1.service");
+    }
+
+    #[test]
+    fn names_and_back() {
+        let (app, service) = ("a-b".parse().unwrap(), "c-proxy".parse().unwrap());
+        let Names { service: unit, socket, proxy } = Names::new(&app, &service, 12);
+        for name in [unit, socket, proxy] {
+            assert_eq!(Names::parse(&name), Some((app.clone(), service.clone(), 12)), "{name}");
+        }
+        for name in [
+            "bulkhead-a.b.r1.timer",
+            "bulkhead-a.b.r01.service",
+            "bulkhead-a.b.r+1.service",
+            "bulkhead-a.b.service",
+            "bulkhead-keeper@1.service",
+            "bulkhead-a.b.r1-proxy.service.d",
+            "a.b.r1.service",
+        ] {
+            assert_eq!(Names::parse(name), None, "{name}");
+        }
     }
 }

@@ -97,6 +97,8 @@ pub struct NodeReport {
     pub order: Option<String>,
     /// What went wrong, where something did.
     pub error: Option<ErrorBody>,
+    /// What the node could not do once the order held; it tries again with the next order or boot.
+    pub warnings: Vec<String>,
     /// The last log lines of a service that did not become healthy.
     pub log: Vec<ReportedLine>,
     /// How long the steps took.
@@ -305,6 +307,7 @@ fn report(
                     already: done.already,
                     release: done.release,
                     order: done.order.map(|order| order.to_string()),
+                    warnings: done.warnings,
                     error: None,
                     log: vec![],
                     timings,
@@ -318,6 +321,7 @@ fn report(
                         already: false,
                         release: None,
                         order: None,
+                        warnings: vec![],
                         log: error.log.iter().map(reported_line).collect(),
                         error: Some(error.report().error),
                         timings,
@@ -463,6 +467,11 @@ pub fn render(report: &OrderReport, timings: bool, paint: Paint) -> String {
         }
     }
     out.push_str(&table.render(paint));
+    for node in &report.nodes {
+        for warning in &node.warnings {
+            putln!(out, "warning: {}: {}", node.node, printable(warning));
+        }
+    }
     // The error that follows names one node's log; the others' would be lost.
     for node in report.nodes.iter().filter(|node| !node.log.is_empty()).skip(1) {
         putln!(out, "\nlast log lines on {}", node.node);
@@ -477,7 +486,7 @@ fn error_word(kind: Kind) -> &'static str {
     match kind {
         Kind::Unreachable => "unreachable",
         Kind::Refused => "refused",
-        Kind::Unhealthy => "unhealthy, old one serves",
+        Kind::Unhealthy => "unhealthy, not switched",
         Kind::Locked => "locked",
         Kind::Internal | Kind::Usage | Kind::Configuration | Kind::Node | Kind::Partial | Kind::Interrupted => "failed",
     }

@@ -35,7 +35,7 @@ mod ingest;
 mod sweep;
 
 pub use ingest::{Ingested, Push};
-pub use sweep::{Collected, Scrubbed};
+pub use sweep::{Collected, Collection, Scrubbed};
 
 use crate::pack::{Contents, PackError};
 use bulkhead_core::{

@@ -2,7 +2,9 @@
 //! able to report from inside its sandbox what it can see and do.
 //!
 //! ```text
-//! testapp serve PORT [--start-ms N] [--sick]   HTTP on 127.0.0.1:PORT, after N ms; unhealthy with --sick
+//! testapp serve PORT [--start-ms N] [--sick] [--alone DIR]
+//!                                              HTTP on 127.0.0.1:PORT, after N ms; unhealthy with --sick; with
+//!                                              --alone leaves `DIR/met` and exits if another is on DIR already
 //! testapp exit CODE                            prints a line on stderr and exits
 //! testapp idle                                 stays up, listens on nothing
 //! ```
@@ -38,6 +40,7 @@ fn main() {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[1..] {
         ["serve", port, ref options @ ..] => {
+            let _alone = options.iter().position(|word| *word == "--alone").map(|index| alone(options[index + 1]));
             if let Some(index) = options.iter().position(|word| *word == "--start-ms") {
                 let delay_ms = options[index + 1].parse().expect("milliseconds");
                 thread::sleep(Duration::from_millis(delay_ms));
@@ -52,10 +55,21 @@ fn main() {
             thread::park();
         },
         _ => {
-            eprintln!("usage: testapp serve PORT [--start-ms N] [--sick] | exit CODE | idle");
+            eprintln!("usage: testapp serve PORT [--start-ms N] [--sick] [--alone DIR] | exit CODE | idle");
             exit(2);
         }
     }
+}
+
+/// The lock of a program that must be the only one on its data; held as long as what this gives lives.
+fn alone(directory: &str) -> fs::File {
+    let file = fs::File::create(format!("{directory}/lock")).expect("the volume can be written");
+    if file.try_lock().is_err() {
+        fs::write(format!("{directory}/met"), "").expect("the volume can be written");
+        eprintln!("testapp: another is on {directory}");
+        exit(9);
+    }
+    file
 }
 
 fn serve(port: u16, sick: bool) {

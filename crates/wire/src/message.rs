@@ -211,6 +211,9 @@ pub struct Done {
     /// Whether the node had already carried this very order out.
     #[serde(default)]
     pub already: bool,
+    /// What could not be done once the order held, in sentences: the node tries again with the next order or boot.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// Why it did not.
@@ -322,6 +325,9 @@ pub struct AppStatus {
     /// Who is carrying an order out at this moment, since when.
     #[serde(default)]
     pub busy: Option<(String, Timestamp)>,
+    /// Why nothing more can be said of it: a file of its state cannot be read.
+    #[serde(default)]
+    pub damaged: Option<String>,
 }
 
 /// A service on a node.

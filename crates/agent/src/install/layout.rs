@@ -77,13 +77,16 @@ impl Item {
 }
 
 /// Units and their texts. Instances of templates are started by what needs them.
-const UNITS: [(&str, &str); 6] = [
+const UNITS: [(&str, &str); 9] = [
     ("bulkhead-sshd.service", include_str!("../../files/bulkhead-sshd.service")),
     ("bulkhead-nftables.service", include_str!("../../files/bulkhead-nftables.service")),
     ("bulkhead-keeper.socket", include_str!("../../files/bulkhead-keeper.socket")),
     ("bulkhead-keeper@.service", include_str!("../../files/bulkhead-keeper@.service")),
     ("bulkhead-image@.service", include_str!("../../files/bulkhead-image@.service")),
+    ("bulkhead-settle@.service", include_str!("../../files/bulkhead-settle@.service")),
     ("bulkhead-boot.service", include_str!("../../files/bulkhead-boot.service")),
+    ("bulkhead-scrub.service", include_str!("../../files/bulkhead-scrub.service")),
+    ("bulkhead-scrub.timer", include_str!("../../files/bulkhead-scrub.timer")),
 ];
 
 /// Stock services that listen to a network and have no place on a node. Those

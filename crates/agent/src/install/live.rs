@@ -46,6 +46,7 @@ pub(super) fn take_over(tree: &mut Tree) -> Result<(), InstallError> {
         }
         tree.changed(format!("started {SSHD}"));
     }
+    tree.run(SYSTEMCTL, &["start", "bulkhead-scrub.timer"])?;
     tree.run(SYSTEMCTL, &["start", "--no-block", "bulkhead-boot.service"])?;
     Ok(())
 }

@@ -2,7 +2,8 @@
 
 use super::{OrFail, disk, now, open_store, submit::position};
 use crate::{
-    durable, health,
+    durable::{self, FileError},
+    health, scrub,
     state::{self, App, Paths},
     systemd,
     units::{Names, SYSTEMD_PRIVATE_PIDS},
@@ -12,7 +13,7 @@ use bulkhead_store::{
     Store,
     mount::{self, Tier},
 };
-use bulkhead_wire::{AppStatus, Facility, Failure, NodeStatus, ServiceStatus};
+use bulkhead_wire::{AppStatus, Facility, Failure, NodeStatus, Position, ServiceStatus};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -33,14 +34,18 @@ pub fn status(paths: &Paths) -> Result<NodeStatus, Box<Failure>> {
     let apps = state::apps(paths).or_fail()?;
     let mut units = Vec::new();
     for app in &apps {
-        if let Some((number, run)) = app.live_run().or_fail()? {
+        // Of one that cannot be read it is said below.
+        if let Ok(Some((number, run))) = app.live_run() {
             units.extend(run.services.iter().map(|spec| Names::new(app.name(), &spec.name, number).service));
         }
     }
     let units: Vec<&str> = units.iter().map(String::as_str).collect();
     let shown = systemd::show(&units, PROPERTIES).or_fail()?;
-    let apps =
-        apps.iter().map(|app| app_status(paths, app, policy_version, &images, &shown)).collect::<Result<_, _>>()?;
+    let one = |app: &App| {
+        app_status(paths, app, policy_version, &images, &shown)
+            .unwrap_or_else(|error| damaged(app, policy_version, super::chain(&error)))
+    };
+    let apps = apps.iter().map(one).collect();
     Ok(NodeStatus {
         fleet: identity.fleet,
         node: identity.node,
@@ -71,9 +76,8 @@ fn app_status(
     policy_version: u64,
     images: &std::collections::BTreeSet<bulkhead_core::ImageId>,
     shown: &Shown,
-) -> Result<AppStatus, Box<Failure>> {
-    let live = app.live().or_fail()?;
-    let live = live.map(|number| app.release(number, images)).transpose().or_fail()?.flatten();
+) -> Result<AppStatus, FileError> {
+    let live = app.live()?.map(|live| app.release(live.release, images)).transpose()?.flatten();
     let services = live.as_ref().map_or_else(Vec::new, |release| {
         let one = |spec: &ServiceSpec| {
             let unit = Names::new(app.name(), &spec.name, release.number).service;
@@ -88,19 +92,34 @@ fn app_status(
         }
     }
     let mut held: Vec<_> = Vec::new();
-    for number in app.numbers().or_fail()?.into_iter().rev() {
-        let image = app.release(number, images).or_fail()?.and_then(|release| release.image);
+    for number in app.numbers()?.into_iter().rev() {
+        let image = app.run(number)?.map(|run| run.image);
         held.extend(image.filter(|image| images.contains(image) && !held.contains(image)));
     }
     Ok(AppStatus {
         app: app.name().clone(),
-        position: position(app, policy_version).or_fail()?,
+        position: position(app, policy_version)?,
         live,
         images: held,
         services,
         volumes,
-        busy: app.busy().or_fail()?.map(|holder| (holder.holder, holder.since)),
+        busy: app.busy()?.map(|holder| (holder.holder, holder.since)),
+        damaged: None,
     })
+}
+
+/// An app of which nothing can be said. The others are none the worse for it.
+fn damaged(app: &App, policy_version: u64, why: String) -> AppStatus {
+    AppStatus {
+        app: app.name().clone(),
+        position: Position { policy_version, ..Position::default() },
+        live: None,
+        images: vec![],
+        services: vec![],
+        volumes: BTreeMap::new(),
+        busy: None,
+        damaged: Some(why),
+    }
 }
 
 fn service_status(spec: &ServiceSpec, release: u64, shown: Option<&BTreeMap<String, String>>) -> ServiceStatus {
@@ -175,6 +194,11 @@ fn facilities(paths: &Paths, systemd: u32) -> BTreeMap<String, Facility> {
         }
         Ok(None) => add("sealed-images", false, "not known before the first boot".into()),
         Err(error) => add("sealed-images", false, super::chain(&error)),
+    }
+    match scrub::last(paths) {
+        Ok(Some(report)) => add("intact-images", report.damaged == 0, scrub::describe(&report)),
+        Ok(None) => add("intact-images", true, "none yet: once a week, the first within two days".into()),
+        Err(error) => add("intact-images", false, super::chain(&error)),
     }
     let has_pids = systemd >= SYSTEMD_PRIVATE_PIDS;
     let detail = if has_pids {

@@ -16,12 +16,12 @@
 //! So a counter is never used up by an order whose image did not arrive, and an
 //! order whose counter is used up has all it needs on disk.
 
-use super::{OrFail, carry, chain, failure, now, open_store};
+use super::{OrFail, carry, chain, failure, images, now, open_store, settle};
 use crate::{
     audit::{self, Entry, What},
     peer::Peer,
     state::{self, App, Head, Holder, Lock, Paths, Record},
-    units,
+    systemd, units,
 };
 use bulkhead_core::{
     FileDigest, ImageId, OrderId,
@@ -82,6 +82,7 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
     let store = open_store(paths)?;
     // Holds garbage collection off until the order that names the image is durable.
     let push = store.push().or_fail()?;
+    let hold = images::hold(paths)?;
     if let Action::Run(run) = &order.action {
         // A slow client must not keep others from the app: it is free while this one
         // sends, and everything is checked again once all is here, the time included.
@@ -91,7 +92,7 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
         receive(paths, peer, &store, &push, run, submit.image.as_ref())?;
         check_units(paths, &order, run, order.targets[&identity.node].counter)?;
         peer.step(StepKind::Received, None).or_fail()?;
-        carry::mount(run.image)?;
+        images::mount(&hold, run.image)?;
         peer.step(StepKind::Mounted, None).or_fail()?;
         entered = match enter(peer)? {
             Entrance::Again(done) => return Ok(done),
@@ -124,22 +125,35 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
     peer.step(StepKind::Durable, None).or_fail()?;
 
     match carry::carry_out(paths, &app, number, &order, peer) {
-        Ok(()) => {
-            audit::append(&paths.audit(), entry(What::Done)).or_fail()?;
-            let release = app.live().or_fail()?;
-            Ok(Done { release, order: Some(id), already: false })
+        Ok(mut warnings) => {
+            if let Err(error) = audit::append(&paths.audit(), entry(What::Done)) {
+                warnings.push(format!("the audit log has no entry of its end: {}", chain(&error)));
+            }
+            warnings.iter().for_each(|warning| systemd::eprintln_bounded(&format!("`{}`: {warning}", order.app)));
+            Ok(Done { release: live_number(&app), order: Some(id), already: false, warnings })
         }
-        Err(failure) => {
-            app.record_outcome(number, Outcome::Failed { reason: failure.message.clone() }).or_fail()?;
+        Err(mut failure) => {
             let entry = Entry {
                 rule: Some(failure.rule.clone()),
                 message: Some(failure.message.clone()),
                 ..entry(What::Failed)
             };
-            audit::append(&paths.audit(), entry).or_fail()?;
+            // That it failed is the news; that it cannot be recorded comes second.
+            let outcome = Outcome::Failed { reason: failure.message.clone() };
+            for error in [app.record_outcome(number, outcome), audit::append(&paths.audit(), entry)]
+                .into_iter()
+                .filter_map(Result::err)
+            {
+                failure.message.push_str(&format!("; nor could that be recorded: {}", chain(&error)));
+            }
             Err(failure)
         }
     }
+}
+
+fn live_number(app: &App) -> Option<u64> {
+    // The order is carried out whatever this says.
+    app.live().ok().flatten().map(|live| live.release)
 }
 
 /// What came.
@@ -187,7 +201,7 @@ fn enter(
         }
     };
     let Taken { app, is_repeat, _lock } = taken;
-    carry::recover(paths, &app, Some(submitted.id)).or_fail()?;
+    settle::settle(paths, &app)?;
     let number = verified.value().targets[&identity.node].counter;
     if is_repeat && let Some(done) = repeated(&app, number, submitted.id)? {
         return Ok(Entrance::Again(done));
@@ -325,8 +339,7 @@ fn courier(policy: &Policy, key: &str) -> String {
 fn repeated(app: &App, number: u64, id: OrderId) -> Result<Option<Done>, Box<Failure>> {
     match app.record(number).or_fail()?.map(|record| record.outcome) {
         Some(Outcome::Done) => {
-            let release = app.live().or_fail()?;
-            Ok(Some(Done { release, order: Some(id), already: true }))
+            Ok(Some(Done { release: live_number(app), order: Some(id), already: true, warnings: vec![] }))
         }
         Some(Outcome::Failed { reason }) => {
             let mut failure = failure(FailureKind::Unhealthy, "already-failed", reason);

@@ -48,9 +48,10 @@ pub struct RunningService {
     pub app: String,
     /// The service.
     pub service: String,
-    /// systemd's active state: `active`, `failed`, `inactive`, ….
+    /// systemd's active state: `active`, `failed`, `inactive`, …; or `unreadable`, of an app whose state on the
+    /// node is damaged.
     pub state: String,
-    /// How it ended, where it failed.
+    /// How it ended, where it failed; or what is damaged.
     pub result: Option<String>,
     /// Of which release.
     pub release: u64,
@@ -132,23 +133,43 @@ fn summary(errors: &[Error], nodes: usize) -> Option<Error> {
 fn services(status: &NodeStatus, only: Option<&AppName>) -> Vec<RunningService> {
     let apps = status.apps.iter().filter(|app| only.is_none_or(|only| app.app == *only));
     apps.flat_map(|app| {
-        let image_of = |number| app.live.as_ref().filter(|live| live.number == number).and_then(|live| live.image);
-        app.services.iter().map(move |service| RunningService {
+        // So that an app that is there but cannot be read is not taken for one that is not there.
+        let unreadable = app.damaged.as_ref().map(|why| RunningService {
             node: status.node.to_string(),
             environment: status.environment.to_string(),
             app: app.app.to_string(),
-            service: service.service.to_string(),
-            state: service.state.clone(),
-            result: service.result.clone(),
-            release: service.release,
-            image: image_of(service.release).map(|image| image.to_string()),
-            port: service.port,
-            since: service.since.map(|since| since.0),
-            restarts: service.restarts,
-            memory_bytes: service.memory_bytes,
-            cpu_ms: service.cpu_ms,
-            pid: service.pid,
-        })
+            service: "?".into(),
+            state: "unreadable".into(),
+            result: Some(why.clone()),
+            release: 0,
+            image: None,
+            port: None,
+            since: None,
+            restarts: 0,
+            memory_bytes: None,
+            cpu_ms: None,
+            pid: None,
+        });
+        let image_of = |number| app.live.as_ref().filter(|live| live.number == number).and_then(|live| live.image);
+        app.services
+            .iter()
+            .map(move |service| RunningService {
+                node: status.node.to_string(),
+                environment: status.environment.to_string(),
+                app: app.app.to_string(),
+                service: service.service.to_string(),
+                state: service.state.clone(),
+                result: service.result.clone(),
+                release: service.release,
+                image: image_of(service.release).map(|image| image.to_string()),
+                port: service.port,
+                since: service.since.map(|since| since.0),
+                restarts: service.restarts,
+                memory_bytes: service.memory_bytes,
+                cpu_ms: service.cpu_ms,
+                pid: service.pid,
+            })
+            .chain(unreadable)
     })
     .collect()
 }

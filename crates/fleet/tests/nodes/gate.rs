@@ -166,7 +166,7 @@ fn take(directory: &Path, submit: Submit) {
         note(directory, "no image");
     }
     step(StepKind::Healthy);
-    say(&Event::Done(Done { release: Some(target.counter), order: Some(id), already: false }));
+    say(&Event::Done(Done { release: Some(target.counter), order: Some(id), already: false, warnings: vec![] }));
 }
 
 fn note(directory: &Path, text: &str) {

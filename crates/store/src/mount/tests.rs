@@ -125,7 +125,7 @@ fn every_tier_shows_the_image() {
         unmount(&target.0).unwrap();
     }
     // A collection that does not keep the image takes what was derived from it along.
-    store.collect_garbage(&Default::default(), None, &[]).unwrap();
+    store.collection().unwrap().collect(&Default::default(), None, &[]).unwrap();
     for directory in ["metadata", "trees", "documents", "tmp"] {
         let left: Vec<_> = fs::read_dir(store.root().join(directory)).unwrap().map(|e| e.unwrap().path()).collect();
         assert!(left.iter().all(|path| path.ends_with("modes")), "{left:?}");

@@ -1,11 +1,12 @@
 //! Garbage collection and scrubbing.
 
 use super::{Store, StoreError, object_name};
-use bulkhead_core::{FileDigest, ImageId};
+use bulkhead_core::{FileDigest, ImageId, image::Image};
 use rustix::fs::{AtFlags, FlockOperation};
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
-    fs, io,
+    collections::{BTreeSet, HashSet},
+    fs::{self, File},
+    io,
     os::unix::fs::MetadataExt,
 };
 
@@ -31,105 +32,164 @@ pub struct Scrubbed {
     pub damaged: Vec<FileDigest>,
 }
 
+/// The right to collect garbage: while this lives no push is under way, and none begins.
+///
+/// What must be kept is found out with it in hand. An order that names an image is recorded before
+/// its push ends, so whoever looks now sees all that there are.
+#[derive(Debug)]
+pub struct Collection<'a> {
+    store: &'a Store,
+    _exclusive: File,
+}
+
+/// An image needs its document twice: as itself, and as the metadata that is made from it to mount it.
+const COPIES_OF_DOCUMENT: u64 = 2;
+
+/// What the images that stay need.
+///
+/// Of a digest eight bytes are enough: two objects that share them only make one stay that need not,
+/// and a hundred large images cost no more than a few tens of megabytes.
+#[derive(Debug, Default)]
+struct Needed {
+    objects: HashSet<u64>,
+    bytes: u64,
+}
+
+impl Needed {
+    fn key(digest: &FileDigest) -> u64 {
+        digest.0.iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte))
+    }
+
+    fn has(&self, digest: &FileDigest) -> bool {
+        self.objects.contains(&Self::key(digest))
+    }
+
+    /// What an image would add, in bytes.
+    fn added_by(&self, image: &Image, document_bytes: u64) -> u64 {
+        let mut seen = HashSet::new();
+        let is_new = |(_, _, digest): &(_, _, FileDigest)| !self.has(digest) && seen.insert(Self::key(digest));
+        let contents: u64 = image.files().filter(is_new).map(|(_, size_bytes, _)| size_bytes).sum();
+        contents + document_bytes * COPIES_OF_DOCUMENT
+    }
+
+    fn add(&mut self, image: &Image, added_bytes: u64) {
+        self.objects.extend(image.files().map(|(_, _, digest)| Self::key(&digest)));
+        self.bytes += added_bytes;
+    }
+}
+
 impl Store {
-    /// Removes what nothing names.
-    ///
-    /// Images of `keep` stay, whatever the budget. Of the others as many go as it takes to come down to
-    /// `budget_bytes` of objects: first those that `preference` does not name, then from its end. Without a
-    /// budget all others go. Objects that no image names go always.
+    /// Begins a collection.
     ///
     /// # Errors
-    /// [`StoreError::Busy`] while a push is under way; [`StoreError::DocumentDamaged`] where a document of
-    /// `keep` cannot be read, because then nobody knows what it needs; [`StoreError::Io`].
-    pub fn collect_garbage(
+    /// [`StoreError::Busy`] while a push is under way; [`StoreError::Io`].
+    pub fn collection(&self) -> Result<Collection<'_>, StoreError> {
+        Ok(Collection { store: self, _exclusive: self.lock("lock", FlockOperation::NonBlockingLockExclusive)? })
+    }
+}
+
+impl Collection<'_> {
+    /// Removes what nothing names.
+    ///
+    /// Images of `keep` stay, whatever the budget. Of the others those stay that fit into `budget_bytes` of
+    /// objects and documents beside them, in the order of `preference`, and after it those that it does not
+    /// name; from the first that does not fit on all go. Without a budget all others go. Objects that no
+    /// image names go always. Documents are read one at a time.
+    ///
+    /// # Errors
+    /// [`StoreError::DocumentDamaged`] where a document of `keep` cannot be read, because then nobody knows
+    /// what it needs; [`StoreError::Io`].
+    pub fn collect(
         &self,
         keep: &BTreeSet<ImageId>,
         budget_bytes: Option<u64>,
         preference: &[ImageId],
     ) -> Result<Collected, StoreError> {
-        let _exclusive = self.lock("lock", FlockOperation::NonBlockingLockExclusive)?;
+        let store = self.store;
+        let here = store.images()?;
         let mut collected = Collected::default();
-        let mut needs: HashMap<ImageId, HashMap<FileDigest, u64>> = HashMap::new();
-        let mut candidates = Vec::new();
-        for id in self.images()? {
-            match self.image(id) {
-                Ok(Some(image)) => {
-                    let objects = image.files().map(|(_, size_bytes, digest)| (digest, size_bytes)).collect();
-                    needs.insert(id, objects);
-                    if !keep.contains(&id) {
-                        candidates.push(id);
+        let mut needed = Needed::default();
+        for id in keep.intersection(&here) {
+            if let Some((image, document_bytes)) = store.sized_image(*id)? {
+                let added_bytes = needed.added_by(&image, document_bytes);
+                needed.add(&image, added_bytes);
+            }
+        }
+        // Most worth keeping first.
+        let mut others: Vec<ImageId> = Vec::new();
+        for id in preference.iter().chain(&here) {
+            if here.contains(id) && !keep.contains(id) && !others.contains(id) {
+                others.push(*id);
+            }
+        }
+        let mut has_room = budget_bytes.is_some();
+        for id in others {
+            // Of one that goes nothing need be read.
+            let sized = if has_room { store.sized_image(id) } else { Ok(None) };
+            match sized {
+                Ok(Some((image, document_bytes))) => {
+                    let added_bytes = needed.added_by(&image, document_bytes);
+                    has_room = budget_bytes.is_some_and(|budget| needed.bytes.saturating_add(added_bytes) <= budget);
+                    if has_room {
+                        needed.add(&image, added_bytes);
+                    } else {
+                        collected.images.push(id);
                     }
                 }
-                Ok(None) => {}
-                // Nobody can run it: not worth a place.
-                Err(StoreError::DocumentDamaged { .. }) if !keep.contains(&id) => collected.images.push(id),
+                // A damaged one nobody can run: not worth a place.
+                Ok(None) | Err(StoreError::DocumentDamaged { .. }) => collected.images.push(id),
                 Err(error) => return Err(error),
             }
         }
-        // How many images need an object.
-        let mut users: HashMap<FileDigest, (u32, u64)> = HashMap::new();
-        for (digest, size_bytes) in needs.values().flatten() {
-            users.entry(*digest).or_insert((0, *size_bytes)).0 += 1;
-        }
-        let mut total_bytes: u64 = users.values().map(|(_, size_bytes)| size_bytes).sum();
-        // Least worth keeping first; a rank of its own for those that are not named.
-        let rank = |id: &ImageId| preference.iter().position(|preferred| preferred == id).unwrap_or(usize::MAX);
-        candidates.sort_by_key(|id| std::cmp::Reverse(rank(id)));
-        for id in candidates {
-            if budget_bytes.is_some_and(|budget_bytes| total_bytes <= budget_bytes) {
-                break;
-            }
-            for digest in needs.remove(&id).unwrap_or_default().keys() {
-                if let Some((count, size_bytes)) = users.get_mut(digest) {
-                    *count -= 1;
-                    if *count == 0 {
-                        total_bytes -= *size_bytes;
-                        users.remove(digest);
-                    }
-                }
-            }
-            collected.images.push(id);
-        }
         // Documents first, durably: an image whose document is there always has its objects.
         for id in &collected.images {
-            self.steps.next("remove a document")?;
-            self.remove("documents", &id.to_string())?;
+            store.steps.next("remove a document")?;
+            store.remove("documents", &id.to_string())?;
         }
         if !collected.images.is_empty() {
-            self.steps.next("sync the documents")?;
-            self.sync_directory(&self.directory("documents"))?;
+            store.steps.next("sync the documents")?;
+            store.sync_directory(&store.directory("documents"))?;
         }
+        let gone: HashSet<&ImageId> = collected.images.iter().collect();
         for directory in ["metadata", "trees"] {
-            for name in self.names(directory)? {
+            for name in store.names(directory)? {
                 // Named by image and, after a dot, by format.
                 let id = name.split('.').next().and_then(|id| id.parse().ok());
-                if id.is_some_and(|id: ImageId| !needs.contains_key(&id)) {
-                    self.remove(directory, &name)?;
+                if id.is_some_and(|id: ImageId| gone.contains(&id) || !here.contains(&id)) {
+                    store.remove(directory, &name)?;
                 }
             }
         }
-        self.remove_unlinked_copies()?;
+        store.remove_unlinked_copies()?;
         for directory in ["tmp", "quarantine"] {
-            for name in self.names(directory)? {
-                self.remove(directory, &name)?;
+            for name in store.names(directory)? {
+                store.remove(directory, &name)?;
             }
         }
-        let named: HashSet<FileDigest> = users.into_keys().collect();
-        self.each_object(|digest| {
-            if named.contains(&digest) {
+        store.each_object(|digest| {
+            if needed.has(&digest) {
                 return Ok(true);
             }
-            self.steps.next("remove an object")?;
-            let size_bytes = self.stat(&digest)?.unwrap_or(0);
-            match rustix::fs::unlinkat(&self.objects, object_name(&digest), AtFlags::empty()) {
+            store.steps.next("remove an object")?;
+            let size_bytes = store.stat(&digest)?.unwrap_or(0);
+            match rustix::fs::unlinkat(&store.objects, object_name(&digest), AtFlags::empty()) {
                 Ok(()) => {}
-                Err(errno) => return Err(self.error("remove", &self.object_path(&digest), errno.into())),
+                Err(errno) => return Err(store.error("remove", &store.object_path(&digest), errno.into())),
             }
             collected.objects += 1;
             collected.content_bytes += size_bytes;
             Ok(true)
         })?;
         Ok(collected)
+    }
+}
+
+impl Store {
+    /// An image and its document's length; `None` where it is not here.
+    fn sized_image(&self, id: ImageId) -> Result<Option<(Image, u64)>, StoreError> {
+        let Some(document) = self.document(id)? else { return Ok(None) };
+        let image = Image::decode(&document).map_err(|_| StoreError::DocumentDamaged { id })?;
+        Ok(Some((image, document.len() as u64)))
     }
 
     /// Removes the copies for hard-link trees that no tree uses any more.

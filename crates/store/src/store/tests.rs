@@ -277,7 +277,7 @@ fn a_crash_between_any_two_steps() {
                 store.steps.left.store(left, Ordering::Relaxed);
                 take(&store, &other, &other_packed)?;
                 take(&store, &image, &packed)?;
-                store.collect_garbage(&BTreeSet::from([image.id()]), None, &[])
+                store.collection()?.collect(&BTreeSet::from([image.id()]), None, &[])
             };
             let result = run("boot 1", steps);
             let store = Store::open_at_boot(&root, "boot 1".into());
@@ -363,35 +363,39 @@ fn garbage() {
     let ids: Vec<_> = images.iter().map(Image::id).collect();
     let [a, b, c, d] = ids[..] else { unreachable!() };
     let left = || store.images().unwrap();
+    let collect = |keep: &BTreeSet<ImageId>, budget_bytes, preference: &[ImageId]| {
+        store.collection()?.collect(keep, budget_bytes, preference)
+    };
     // An object that nothing names.
     let (_, orphan) = image(&[b"orphan".to_vec()]);
     store.push().unwrap().ingest(&mut whole_pack(&orphan).as_slice(), &wanted(&orphan)).unwrap();
 
     let push = store.push().unwrap();
-    assert!(matches!(store.collect_garbage(&BTreeSet::new(), None, &[]), Err(StoreError::Busy)));
+    assert!(matches!(store.collection(), Err(StoreError::Busy)));
     drop(push);
-    let plenty = store.collect_garbage(&BTreeSet::new(), Some(1 << 30), &[]).unwrap();
+    let plenty = collect(&BTreeSet::new(), Some(1 << 30), &[]).unwrap();
     assert_eq!((plenty.images, plenty.objects), (vec![], 1));
     // One image has to go: the one that is not preferred at all; then the least preferred.
-    let total: u64 = images.iter().map(Image::size_bytes).sum::<u64>() - 3 * shared[0].len() as u64;
-    let one_less = store.collect_garbage(&BTreeSet::from([a]), Some(total - 1), &[c, b]).unwrap();
+    let documents: u64 = images.iter().map(|image| 2 * image.encode().len() as u64).sum();
+    let total: u64 = images.iter().map(Image::size_bytes).sum::<u64>() - 3 * shared[0].len() as u64 + documents;
+    let one_less = collect(&BTreeSet::from([a]), Some(total - 1), &[c, b]).unwrap();
     assert_eq!((one_less.images, one_less.objects), (vec![d], 10));
-    let next = store.collect_garbage(&BTreeSet::from([a]), Some(total * 3 / 5), &[c, b]).unwrap();
+    let next = collect(&BTreeSet::from([a]), Some(total * 3 / 5), &[c, b]).unwrap();
     assert_eq!(next.images, [b]);
     check_consistent(&store);
     // What is kept stays, whatever the budget.
-    let rest = store.collect_garbage(&BTreeSet::from([a]), Some(0), &[c]).unwrap();
+    let rest = collect(&BTreeSet::from([a]), Some(0), &[c]).unwrap();
     assert_eq!((rest.images, left()), (vec![c], BTreeSet::from([a])));
     check_consistent(&store);
     // A kept document that cannot be read keeps everything.
     let path = store.document_path(a);
     let document = fs::read(&path).unwrap();
     fs::write(&path, b"rot").unwrap();
-    let error = store.collect_garbage(&BTreeSet::from([a]), None, &[]).unwrap_err();
+    let error = collect(&BTreeSet::from([a]), None, &[]).unwrap_err();
     assert!(matches!(error, StoreError::DocumentDamaged { id } if id == a));
     fs::write(&path, document).unwrap();
     check_consistent(&store);
-    let all = store.collect_garbage(&BTreeSet::new(), None, &[]).unwrap();
+    let all = collect(&BTreeSet::new(), None, &[]).unwrap();
     assert_eq!((all.images, all.objects, left().len()), (vec![a], 11, 0));
     assert_eq!(store.scrub(&mut |_| true).unwrap().objects, 0);
 }

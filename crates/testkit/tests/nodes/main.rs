@@ -10,6 +10,7 @@ mod deploying;
 mod hostile;
 mod lives;
 mod orders;
+mod recovering;
 mod sealed;
 
 use bulkhead_testkit::world::World;
@@ -50,7 +51,8 @@ fn main() -> ExitCode {
     if !root || std::env::var("BULKHEAD_TEST_NODES").is_ok_and(|value| value == "skip") {
         return skip(if root { "BULKHEAD_TEST_NODES=skip" } else { "not root" });
     }
-    let (steady, doomed, filled) = (Shared::default(), Shared::default(), Shared::default());
+    let (steady, doomed, filled, orphaned) =
+        (Shared::default(), Shared::default(), Shared::default(), Shared::default());
     let three = "stage-1=staging,prod-1=production,prod-2=production";
     let mut all = Vec::new();
     all.extend(trials("deploying", three, deploying::TESTS, &steady));
@@ -60,8 +62,10 @@ fn main() -> ExitCode {
     all.extend(trials("hostile", three, hostile::TESTS, &steady));
     all.extend(trials("lives", "stage-1=staging", &lives::TESTS[..1], &doomed));
     all.extend(trials("lives", "stage-1=staging", &lives::TESTS[1..], &filled));
+    all.extend(trials("recovering", "stage-1=staging", &recovering::TESTS[..1], &orphaned));
+    all.extend(trials("recovering", "stage-1=staging", &recovering::TESTS[1..], &filled));
     let conclusion = libtest_mimic::run(&arguments, all);
-    for world in [&steady, &doomed, &filled] {
+    for world in [&steady, &doomed, &filled, &orphaned] {
         world.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
     conclusion.exit_code()
