@@ -4,9 +4,10 @@
 use crate::{
     Context,
     error::{Error, Kind, Result},
+    left::{Left, answered},
     output::seconds,
     plan::{Known, KnownBy, Plan, Wanted, plan},
-    session::{Session, all_must_answer, app_of, cache_directory, node_error},
+    session::{Answer, Session, app_of, cache_directory, node_error},
     workspace::{App, write_durably},
 };
 use bulkhead_core::{
@@ -51,23 +52,47 @@ pub struct Present {
     pub images: Vec<ImageId>,
 }
 
+/// What nodes said of an app when they were asked.
+#[derive(Debug, Default)]
+pub struct Asked {
+    /// The connections over which it was asked.
+    pub early: Early,
+    /// What runs on those that answered.
+    pub present: Vec<Present>,
+    /// The others, which an order leaves as they are.
+    pub left: Vec<Left>,
+}
+
 /// Asks every node what runs of an app.
 ///
 /// # Errors
-/// A node does not answer.
-pub async fn asked(session: &Session, nodes: &[(NodeName, FleetNode)], app: &AppName) -> Result<Vec<Present>> {
-    let statuses = all_must_answer(session.ask_all(nodes, status_and_document(session, app)).await?)?;
-    Ok(statuses.into_iter().map(|(node, status)| present(node, &status, app)).collect())
+/// No node answers.
+pub async fn asked(session: &Session, nodes: &[(NodeName, FleetNode)], app: &AppName) -> Result<Asked> {
+    from_answers(Early::new(), session.ask_all(nodes, status_and_document(session, app)).await?, app)
 }
 
 /// As [`asked`], over connections that were begun already, which come back.
 ///
 /// # Errors
-/// A node does not answer.
-pub async fn asked_over(session: &Session, early: Early, app: &AppName) -> Result<(Early, Vec<Present>)> {
+/// No node answers.
+pub async fn asked_over(session: &Session, early: Early, app: &AppName) -> Result<Asked> {
     let (early, answers) = session.ask_over(early, status_and_document(session, app)).await;
-    let statuses = all_must_answer(answers)?;
-    Ok((early, statuses.into_iter().map(|(node, status)| present(node, &status, app)).collect()))
+    from_answers(early, answers, app)
+}
+
+fn from_answers(early: Early, answers: Vec<Answer<NodeStatus>>, app: &AppName) -> Result<Asked> {
+    let (statuses, left) = answered(answers)?;
+    let present = statuses.into_iter().map(|(node, status)| present(node, &status, app)).collect();
+    Ok(Asked { early, present, left })
+}
+
+impl Asked {
+    /// Of these nodes those that the order is for.
+    #[must_use]
+    pub fn reached(&self, mut nodes: Vec<(NodeName, FleetNode)>) -> Vec<(NodeName, FleetNode)> {
+        nodes.retain(|(node, _)| !self.left.iter().any(|left| left.node == *node));
+        nodes
+    }
 }
 
 type Asking<T> = Pin<Box<dyn Future<Output = std::result::Result<T, NodeError>> + Send>>;
@@ -180,7 +205,13 @@ pub fn remember_live(fleet: &FleetName, node: &NodeName, app: &AppName, live: &M
 
 /// The plan from what is wanted and what is known.
 #[must_use]
-pub fn plan_over(session: &Session, wanted: Wanted<'_>, wanted_id: ImageId, present: &[Present]) -> Plan {
+pub fn plan_over(
+    session: &Session,
+    wanted: Wanted<'_>,
+    wanted_id: ImageId,
+    present: &[Present],
+    left: &[Left],
+) -> Plan {
     let mut images: BTreeMap<ImageId, Image> = BTreeMap::new();
     for id in present.iter().filter_map(|node| node.image).filter(|id| *id != wanted_id) {
         if images.contains_key(&id) {
@@ -203,7 +234,7 @@ pub fn plan_over(session: &Session, wanted: Wanted<'_>, wanted_id: ImageId, pres
             holds_wanted: node.images.contains(&wanted_id),
         })
         .collect();
-    plan(wanted, &known)
+    plan(wanted, &known).leaving(left.iter().map(|left| (left.node.clone(), left.reason())))
 }
 
 /// Builds the app's image, on a thread of its own.

@@ -93,7 +93,7 @@ impl Kind {
             Self::Unhealthy => "unhealthy: the new release did not become healthy; the old one serves",
             Self::Locked => "locked: another order of the app is being carried out",
             Self::Node => "node: a node could not, such as a full disk",
-            Self::Partial => "partly: nodes differ, or some did it and some did not",
+            Self::Partial => "partly: nodes differ, or some did it and others failed",
             Self::Interrupted => "interrupted, or the question was answered with no",
         }
     }

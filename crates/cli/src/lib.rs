@@ -9,6 +9,7 @@
 //! | [`commands`] | one file per command: its doc comment is its help, its body the story |
 //! | [`workspace`] | `bulkhead.toml`, `fleet.toml`, `policy.json`: where they are and what they say |
 //! | [`session`] | a fleet ready to be talked to: keys, SSH settings, memory; asking many nodes at once |
+//! | [`left`] | nodes that an order leaves as they are because they did not answer |
 //! | [`orders`] | one order from draft to the table of what came of it |
 //! | [`deployment`] | what plan, deploy, promote and rollback share |
 //! | [`mod@plan`] | what an order would change, as data and text |
@@ -40,6 +41,7 @@ pub mod args;
 pub mod commands;
 pub mod deployment;
 pub mod error;
+pub mod left;
 pub mod orders;
 pub mod output;
 pub mod plan;

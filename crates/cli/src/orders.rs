@@ -9,6 +9,7 @@ use crate::{
     args::OrderArgs,
     deployment::{MadeLive, remember_live},
     error::{Error, ErrorBody, Kind, Result},
+    left::Left,
     output::{Paint, printable, seconds, size},
     session::{Session, now, push_error},
     table::Table,
@@ -59,6 +60,10 @@ pub struct Draft {
     pub payload: Option<Payload>,
     /// Connections that were begun already.
     pub early: Early,
+    /// Nodes that were asked, did not answer, and are left as they are.
+    pub left: Vec<Left>,
+    /// The command line that does the same on nodes that could not be reached, once they can be.
+    pub again: String,
 }
 
 /// What came of an order.
@@ -295,8 +300,8 @@ fn report(
     outcomes: Vec<NodeOutcome>,
     args: &OrderArgs,
 ) -> Result<()> {
-    let mut errors: Vec<Error> = Vec::new();
-    let nodes: Vec<NodeReport> = outcomes
+    let mut errors: Vec<(NodeName, Error)> = Vec::new();
+    let mut nodes: Vec<NodeReport> = outcomes
         .into_iter()
         .map(|outcome| {
             let timings = steps(&outcome.timings);
@@ -314,22 +319,17 @@ fn report(
                 },
                 Err(error) => {
                     let error = push_error(&error);
-                    errors.push(error.clone());
-                    NodeReport {
-                        node: outcome.node,
-                        done: false,
-                        already: false,
-                        release: None,
-                        order: None,
-                        warnings: vec![],
-                        log: error.log.iter().map(reported_line).collect(),
-                        error: Some(error.report().error),
-                        timings,
-                    }
+                    errors.push((outcome.node.clone(), error.clone()));
+                    not_done(outcome.node, &error, timings)
                 }
             }
         })
         .collect();
+    for left in &draft.left {
+        nodes.push(not_done(left.node.clone(), &left.error, Steps::default()));
+        errors.push((left.node.clone(), left.error.clone()));
+    }
+    nodes.sort_by(|a, b| a.node.cmp(&b.node));
     let error = summary(draft, &nodes, errors);
     let report = OrderReport {
         verb: draft.verb.into(),
@@ -354,22 +354,43 @@ fn report(
     }
 }
 
+fn not_done(node: NodeName, error: &Error, timings: Steps) -> NodeReport {
+    NodeReport {
+        node,
+        done: false,
+        already: false,
+        release: None,
+        order: None,
+        warnings: vec![],
+        log: error.log.iter().map(reported_line).collect(),
+        error: Some(error.report().error),
+        timings,
+    }
+}
+
 fn reported_line(line: &LogLine) -> ReportedLine {
     ReportedLine { service: line.service.to_string(), text: line.text.clone() }
 }
 
-/// One error for the whole order: the nodes' own where they agree in kind.
-fn summary(draft: &Draft, nodes: &[NodeReport], mut errors: Vec<Error>) -> Option<Error> {
+/// One error for the whole order: the nodes' own where they agree in kind. Where the only trouble is
+/// that nodes could not be reached, that is the kind, whatever the others did.
+fn summary(draft: &Draft, nodes: &[NodeReport], errors: Vec<(NodeName, Error)>) -> Option<Error> {
+    let is_unreachable = |error: &Error| error.kind == Kind::Unreachable;
+    let away: Vec<&str> =
+        errors.iter().filter(|(_, error)| is_unreachable(error)).map(|(node, _)| node.as_str()).collect();
+    let again = (!away.is_empty()).then(|| format!("once {} can be reached again: `{}`", away.join(", "), draft.again));
+    let mut errors: Vec<Error> = errors.into_iter().map(|(_, error)| error).collect();
     if errors.is_empty() {
         return None;
     }
-    let first = errors.remove(0);
+    let mut first = errors.remove(0);
     if errors.is_empty() && nodes.len() == 1 {
+        first.hints.extend(again);
         return Some(first);
     }
     let done = nodes.iter().filter(|node| node.done).count();
     let same = errors.iter().all(|error| error.kind == first.kind);
-    let kind = if done == 0 && same { first.kind } else { Kind::Partial };
+    let kind = if same && (done == 0 || is_unreachable(&first)) { first.kind } else { Kind::Partial };
     let message = format!("{} of {}: done on {done} of {} nodes", draft.verb, draft.app, nodes.len());
     let mut error = Error::new(kind, message);
     error.log.clone_from(&first.log);
@@ -382,7 +403,8 @@ fn summary(draft: &Draft, nodes: &[NodeReport], mut errors: Vec<Error>) -> Optio
             }
         }
     }
-    if done > 0 {
+    error.hints.extend(again);
+    if done > 0 && kind == Kind::Partial {
         error.hints.push("the same command again goes on where this one stopped".into());
     }
     Some(error)

@@ -83,6 +83,8 @@ pub enum KnownBy {
     Remembered,
     /// Not at all.
     Unknown,
+    /// The node was asked and did not answer: the order is not for it.
+    Unreachable,
 }
 
 /// What an order would change.
@@ -127,6 +129,9 @@ pub struct NodePlan {
     pub send_bytes_max: Option<u64>,
     /// What changes of the services; absent where the live ones are unknown.
     pub services: Option<Vec<ServiceChange>>,
+    /// Why nothing changes on it: it did not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unreachable: Option<String>,
 }
 
 /// What changes between two images.
@@ -219,6 +224,7 @@ fn node_plan(wanted: Wanted<'_>, known: &Known<'_>) -> NodePlan {
         files,
         send_bytes_max,
         services,
+        unreachable: None,
     }
 }
 
@@ -369,10 +375,33 @@ fn binary_size(bytes: u64) -> String {
 }
 
 impl Plan {
+    /// The plan with these nodes besides, which did not answer for these reasons and are left as they are.
+    #[must_use]
+    pub fn leaving(mut self, left: impl IntoIterator<Item = (NodeName, String)>) -> Self {
+        self.nodes.extend(left.into_iter().map(|(node, reason)| NodePlan {
+            node,
+            known_by: KnownBy::Unreachable,
+            release_from: None,
+            release_to: None,
+            image_from: None,
+            files: None,
+            send_bytes_max: None,
+            services: None,
+            unreachable: Some(reason),
+        }));
+        self.nodes.sort_by(|a, b| a.node.cmp(&b.node));
+        self
+    }
+
+    /// The nodes that the order is for.
+    fn reached(&self) -> impl Iterator<Item = &NodePlan> {
+        self.nodes.iter().filter(|node| node.unreachable.is_none())
+    }
+
     /// Whether any node is known not to run this already.
     #[must_use]
     pub fn changes_anything(&self) -> bool {
-        self.nodes.iter().any(|node| {
+        self.reached().any(|node| {
             let same_image = node.image_from.as_deref() == Some(self.image.as_str());
             let same_services = node.services.as_ref().is_some_and(Vec::is_empty);
             !(same_image && same_services)
@@ -396,6 +425,10 @@ impl Plan {
 
         let mut table = Table::new(&["NODE", "RELEASE", "IMAGE", "FILES", "TO SEND"]);
         for node in &self.nodes {
+            if node.unreachable.is_some() {
+                table.row([node.node.as_str(), "unreachable", "left as it is", "", ""].map(str::to_owned));
+                continue;
+            }
             table.row([
                 node.node.to_string(),
                 release_cell(node),
@@ -416,6 +449,12 @@ impl Plan {
             ]);
         }
         out.push_str(&table.render(paint));
+
+        for node in &self.nodes {
+            if let Some(reason) = &node.unreachable {
+                putln!(out, "\n{} does not answer: {}", node.node, printable(reason));
+            }
+        }
 
         // Nodes mostly agree, so what changes is said once for all that share it.
         for (nodes, examples, more) in self.grouped_files() {
@@ -456,7 +495,7 @@ impl Plan {
     }
 
     fn on(&self, nodes: &[&NodeName]) -> String {
-        if nodes.len() == self.nodes.len() {
+        if nodes.len() == self.reached().count() {
             return String::new();
         }
         format!(" on {}", nodes.iter().map(|node| node.as_str()).collect::<Vec<_>>().join(", "))
@@ -464,7 +503,7 @@ impl Plan {
 
     fn grouped_files(&self) -> Vec<(Vec<&NodeName>, &[String], u64)> {
         let mut groups: Vec<(Vec<&NodeName>, &FileChanges)> = Vec::new();
-        for node in &self.nodes {
+        for node in self.reached() {
             let Some(files) = node.files.as_ref().filter(|files| !files.examples.is_empty()) else { continue };
             match groups.iter_mut().find(|(_, known)| *known == files) {
                 Some((nodes, _)) => nodes.push(&node.node),
@@ -477,7 +516,7 @@ impl Plan {
 
     fn grouped_services(&self) -> Vec<(Vec<&NodeName>, Option<&[ServiceChange]>)> {
         let mut groups: Vec<(Vec<&NodeName>, Option<&[ServiceChange]>)> = Vec::new();
-        for node in &self.nodes {
+        for node in self.reached() {
             let changes = node.services.as_deref();
             match groups.iter_mut().find(|(_, known)| *known == changes) {
                 Some((nodes, _)) => nodes.push(&node.node),
@@ -571,6 +610,38 @@ mod tests {
     }
 
     const PLAIN: Paint = Paint { colour: false };
+
+    #[test]
+    fn a_node_that_does_not_answer() {
+        let (app, environment) = ("notes".parse().unwrap(), "production".parse().unwrap());
+        let (image, to) = (image(&[("a.js", "a")], &[]), services("production"));
+        let wanted = Wanted {
+            verb: "deploy",
+            app: &app,
+            environment: &environment,
+            image_id: &image.id().to_string(),
+            image: Some(&image),
+            services: &to,
+            origin: None,
+        };
+        let mut live = known("prod-2", KnownBy::Asked);
+        (live.live, live.counter, live.image_id) = (Some(3), 3, Some(image.id().to_string()));
+        live.services = Some(to.clone());
+        let reason = "cannot connect to node prod-1: refused\u{7}".to_owned();
+        let plan = plan(wanted, &[live]).leaving([("prod-1".parse().unwrap(), reason)]);
+        assert!(!plan.changes_anything());
+        insta::assert_snapshot!(plan.render(PLAIN), @r"
+        deploy notes to production: image aa0504267b61, 1 file, 1 B
+
+        NODE    RELEASE      IMAGE                     FILES     TO SEND
+        prod-1  unreachable  left as it is             -         -
+        prod-2  3 → 4        aa0504267b61 (unchanged)  +0 ~0 -0  nothing
+
+        prod-1 does not answer: cannot connect to node prod-1: refused^G
+
+        all of it runs there already
+        ");
+    }
 
     #[test]
     fn a_first_and_a_later_deploy() {

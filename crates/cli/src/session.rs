@@ -325,14 +325,6 @@ pub fn those_that_answered<T>(context: &Context, answers: Vec<Answer<T>>) -> Res
     }
 }
 
-/// All answers, or the first error.
-///
-/// # Errors
-/// A node did not answer.
-pub fn all_must_answer<T>(answers: Vec<Answer<T>>) -> Result<Vec<(NodeName, T)>> {
-    answers.into_iter().map(|answer| answer.result.map(|value| (answer.node, value))).collect()
-}
-
 /// A node's error in the one shape.
 #[must_use]
 pub fn node_error(error: &NodeError) -> Error {

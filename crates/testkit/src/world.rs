@@ -197,6 +197,37 @@ impl World {
         finish(self.command(folder, words).env("BULKHEAD_CACHE", cache), words)
     }
 
+    /// As [`World::run`], on a terminal at which this is typed. All that the terminal shows is standard output.
+    ///
+    /// # Errors
+    /// `script`, which makes the terminal, cannot be started.
+    pub fn on_a_terminal(&self, folder: &Path, words: &[&str], typed: &str) -> Result<Ran> {
+        let line = std::iter::once(self.bulkhead.display().to_string())
+            .chain(words.iter().map(|word| (*word).to_owned()))
+            .map(|word| format!("'{word}'"))
+            .collect::<Vec<_>>()
+            .join(" ");
+        // The same environment, another program.
+        let settings = self.command(folder, words);
+        let mut script = Command::new("script");
+        script.args(["-qec", &line, "/dev/null"]).current_dir(folder).stdin(Stdio::piped()).stdout(Stdio::piped());
+        for (key, value) in settings.get_envs() {
+            match value {
+                Some(value) => script.env(key, value),
+                None => script.env_remove(key),
+            };
+        }
+        let mut child = script.spawn().context("script cannot be started")?;
+        child.stdin.take().context("no stdin")?.write_all(typed.as_bytes())?;
+        let output = child.wait_with_output()?;
+        Ok(Ran {
+            command: format!("bulkhead {}", words.join(" ")),
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::new(),
+        })
+    }
+
     /// Starts `bulkhead` and leaves it running.
     ///
     /// # Errors

@@ -3,9 +3,10 @@
 use crate::{
     Context,
     args::{Environment, OrderArgs},
-    deployment::{Present, asked_over, build_image, note_build, payload_of, plan_over, remembered},
+    deployment::{Asked, asked_over, build_image, note_build, payload_of, plan_over, remembered},
     error::Result,
     git,
+    left::command_line,
     orders::{Draft, carry_out, check_message},
     plan::Wanted,
     session::Session,
@@ -23,7 +24,8 @@ use clap::Args;
 ///
 /// All nodes of the environment at once, or those that the manifest names for
 /// it. Where the new release does not become healthy the old one was never
-/// touched: its last log lines are shown and the exit code is 6. With `--yes`
+/// touched: its last log lines are shown and the exit code is 6. A node that cannot
+/// be reached is left as it is; the others do it, and the exit code is 4. With `--yes`
 /// no node is asked first; the plan then shows what this machine remembers.
 #[derive(Debug, Args)]
 pub struct DeployArgs {
@@ -60,7 +62,7 @@ pub async fn run(context: &Context, args: &DeployArgs) -> Result<()> {
         session.signers(environment),
         present(&session, early, &nodes, &app, args.order.yes),
     );
-    let (built, signers, (early, present)) = (built?, signers?, present?);
+    let (built, signers, asked) = (built?, signers?, present?);
     note_build(context, &built);
 
     let services = app.manifest.services_in(environment);
@@ -73,7 +75,7 @@ pub async fn run(context: &Context, args: &DeployArgs) -> Result<()> {
         services: &services,
         origin: None,
     };
-    let plan = plan_over(&session, wanted, built.id, &present);
+    let plan = plan_over(&session, wanted, built.id, &asked.present, &asked.left);
     context.ui.preview(|paint| plan.render(paint))?;
     context.ui.confirm(&format!("\nDeploy to {environment}?"), args.order.yes).await?;
 
@@ -82,10 +84,12 @@ pub async fn run(context: &Context, args: &DeployArgs) -> Result<()> {
         verb: "deploy",
         app: app.manifest.app.clone(),
         environment: environment.clone(),
-        nodes,
+        nodes: asked.reached(nodes),
         action: Action::Run(Run { image, services, source: source.ok().flatten(), origin: None }),
         payload: Some(payload_of(context, built)),
-        early,
+        early: asked.early,
+        left: asked.left,
+        again: command_line(&["deploy", "-e", environment.as_str()]),
     };
     carry_out(context, &session, &signers, draft, Some(plan), &args.order).await
 }
@@ -97,9 +101,9 @@ async fn present(
     nodes: &[(NodeName, FleetNode)],
     app: &App,
     yes: bool,
-) -> Result<(Early, Vec<Present>)> {
+) -> Result<Asked> {
     if yes {
-        Ok((early, remembered(session, nodes, &app.manifest.app)))
+        Ok(Asked { early, present: remembered(session, nodes, &app.manifest.app), left: vec![] })
     } else {
         asked_over(session, early, &app.manifest.app).await
     }

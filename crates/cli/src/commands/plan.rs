@@ -28,7 +28,7 @@ pub struct PlanArgs {
 /// Shows the plan.
 ///
 /// # Errors
-/// The image cannot be built or a node does not answer.
+/// The image cannot be built or no node answers.
 pub async fn run(context: &Context, args: &PlanArgs) -> Result<()> {
     let app = App::load(&context.places)?;
     let files = FleetFiles::load(&context.places)?;
@@ -37,7 +37,7 @@ pub async fn run(context: &Context, args: &PlanArgs) -> Result<()> {
     let session = Session::of(context, files)?;
     let (built, present) =
         tokio::join!(build_image(context, &app, args.locked), asked(&session, &nodes, &app.manifest.app));
-    let (built, present) = (built?, present?);
+    let (built, asked) = (built?, present?);
     let wanted = Wanted {
         verb: "deploy",
         app: &app.manifest.app,
@@ -47,6 +47,6 @@ pub async fn run(context: &Context, args: &PlanArgs) -> Result<()> {
         services: &app.manifest.services_in(environment),
         origin: None,
     };
-    let plan = plan_over(&session, wanted, built.id, &present);
+    let plan = plan_over(&session, wanted, built.id, &asked.present, &asked.left);
     context.ui.result(&plan, |plan, paint| plan.render(paint))
 }

@@ -5,9 +5,10 @@ use crate::{
     args::OrderArgs,
     deployment::{asked_over, document_of_held, payload_of_held, plan_over},
     error::{Error, Kind, Result},
+    left::command_line,
     orders::{Draft, carry_out, check_message},
     plan::Wanted,
-    session::{Session, all_must_answer, app_of},
+    session::{Session, app_of, those_that_answered},
     workspace::{App, FleetFiles},
 };
 use bulkhead_core::{
@@ -62,7 +63,7 @@ pub async fn run(context: &Context, args: &PromoteArgs) -> Result<()> {
     let asking = session.ask_over(from, |client| async move { client.status().await });
     let ((mut from, statuses), present, signers) =
         tokio::join!(asking, asked_over(&session, early, name), session.signers(&args.to));
-    let (statuses, (early, present), signers) = (all_must_answer(statuses)?, present?, signers?);
+    let (statuses, asked, signers) = (those_that_answered(context, statuses)?, present?, signers?);
     let (release, image, names) = agreed(name, &args.from, &statuses)?;
 
     let (document, decoded) = document_of_held(&session, image, &mut from, &names).await?;
@@ -80,18 +81,22 @@ pub async fn run(context: &Context, args: &PromoteArgs) -> Result<()> {
         services: &services,
         origin: Some(&origin),
     };
-    let plan = plan_over(&session, wanted, image, &present);
+    let plan = plan_over(&session, wanted, image, &asked.present, &asked.left);
     context.ui.preview(|paint| plan.render(paint))?;
     context.ui.confirm(&format!("\nPromote to {}?", args.to), args.order.yes).await?;
 
+    let mut again = vec!["promote", args.from.as_str(), args.to.as_str()];
+    again.extend(args.node.iter().flat_map(|node| ["--node", node.as_str()]));
     let draft = Draft {
         verb: "promote",
         app: name.clone(),
         environment: args.to.clone(),
-        nodes,
+        nodes: asked.reached(nodes),
         action: Action::Run(Run { image, services, source: release.source.clone(), origin: Some(origin) }),
         payload: Some(payload),
-        early,
+        early: asked.early,
+        left: asked.left,
+        again: command_line(&again),
     };
     carry_out(context, &session, &signers, draft, Some(plan), &args.order).await
 }

@@ -4,8 +4,10 @@ use crate::{
     Context,
     args::{Environment, OrderArgs},
     error::{Error, Result},
+    left::{answered, command_line},
     orders::{Draft, carry_out, check_message},
-    session::{Session, all_must_answer, app_of},
+    output::printable,
+    session::{Session, app_of},
 };
 use bulkhead_core::{AppName, order::Action};
 use clap::Args;
@@ -13,7 +15,8 @@ use clap::Args;
 /// Stops an app and forgets its releases
 ///
 /// Volumes stay unless `--volumes` says otherwise. The app's name must be typed,
-/// or `--yes` be given.
+/// or `--yes` be given. A node that does not answer is left as it is, and the exit
+/// code is 4.
 #[derive(Debug, Args)]
 pub struct RmArgs {
     #[command(flatten)]
@@ -44,19 +47,29 @@ pub async fn run(context: &Context, args: &RmArgs) -> Result<()> {
     let early = session.begin(&nodes)?;
     let asking = session.ask_over(early, |client| async move { client.status().await });
     let ((early, answers), signers) = tokio::join!(asking, session.signers(environment));
-    let (statuses, signers) = (all_must_answer(answers)?, signers?);
+    let ((statuses, left), signers) = (answered(answers)?, signers?);
     // A name that was mistyped would be done at once: there is nothing to remove.
     if statuses.iter().all(|(_, status)| app_of(status, &args.app).is_none()) {
-        return Err(Error::usage(format!("no node of `{environment}` knows an app `{}`", args.app))
+        let of = if left.is_empty() { "no node of" } else { "no node that answers of" };
+        return Err(Error::usage(format!("{of} `{environment}` knows an app `{}`", args.app))
             .hint("`bulkhead ps` shows what runs"));
     }
+    let mut nodes = nodes;
+    nodes.retain(|(name, _)| left.iter().all(|left| left.node != *name));
     let names: Vec<&str> = nodes.iter().map(|(name, _)| name.as_str()).collect();
     let data = if args.volumes { "its volumes are DELETED" } else { "its volumes stay" };
     context.ui.preview(|paint| {
         let title = format!("remove {} from {environment} on {}", args.app, names.join(", "));
-        format!("{}\nits releases are forgotten; {data}\n", paint.bold(&title))
+        let mut text = format!("{}\nits releases are forgotten; {data}\n", paint.bold(&title));
+        for left in &left {
+            putln!(text, "{} is left as it is: {}", left.node, printable(&left.reason()));
+        }
+        text
     })?;
     context.ui.confirm_word("This cannot be undone.", args.app.as_str(), args.order.yes).await?;
+    let mut words = vec!["rm", "-e", environment.as_str(), args.app.as_str()];
+    words.extend(args.volumes.then_some("--volumes"));
+    let again = command_line(&words);
     let draft = Draft {
         verb: "rm",
         app: args.app.clone(),
@@ -65,6 +78,8 @@ pub async fn run(context: &Context, args: &RmArgs) -> Result<()> {
         action: Action::Remove { volumes: args.volumes },
         payload: None,
         early,
+        left,
+        again,
     };
     carry_out(context, &session, &signers, draft, None, &args.order).await
 }

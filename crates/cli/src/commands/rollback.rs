@@ -5,9 +5,10 @@ use crate::{
     args::{Environment, OrderArgs},
     deployment::{Present, document_of_held, live_of, payload_of_held, plan_over, present},
     error::{Error, Kind, Result},
+    left::{answered, command_line},
     orders::{Draft, carry_out, check_message},
     plan::Wanted,
-    session::{Session, all_must_answer},
+    session::Session,
 };
 use bulkhead_core::{
     AppName, ImageId, NodeName,
@@ -24,6 +25,12 @@ use std::sync::Arc;
 /// Image and settings are the earlier release's own. Nothing is uploaded where a
 /// node still has the image; one that has it no more gets it from this machine, or
 /// through it from a node that does.
+///
+/// Every node numbers its own releases. All nodes that answer and run the app must
+/// mean the same image and settings by RELEASE (or by the one before), or nothing
+/// happens; `--node` takes one node's word for all. A node that does not answer is
+/// left as it is, and the exit code is 4: what to type once it is back is a command
+/// with number and node, which means the same then, whatever that node's history.
 #[derive(Debug, Args)]
 pub struct RollbackArgs {
     #[command(flatten)]
@@ -36,6 +43,10 @@ pub struct RollbackArgs {
     /// The release's number, as `bulkhead releases` shows it.
     #[arg(value_name = "RELEASE")]
     pub release: Option<u64>,
+
+    /// The node whose history RELEASE is from, where nodes' histories differ.
+    #[arg(long, value_name = "NODE")]
+    pub node: Option<NodeName>,
 
     #[command(flatten)]
     order: OrderArgs,
@@ -51,6 +62,9 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
     let session = Session::open(context)?;
     let environment = &args.environment.environment;
     let nodes = session.files.nodes_in(environment)?;
+    if let Some(wanted) = args.node.as_ref().filter(|wanted| nodes.iter().all(|(name, _)| name != *wanted)) {
+        return Err(Error::configuration(format!("`{environment}` has no node `{wanted}`")));
+    }
     let early = session.begin(&nodes)?;
     let app = args.app.clone();
     let asking = session.ask_over(early, move |client| {
@@ -61,12 +75,16 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
     let signers = signers?;
     let mut histories = Vec::new();
     let mut known = Vec::new();
-    for (node, (releases, status)) in all_must_answer(answers)? {
+    let (answers, left) = answered(answers)?;
+    if let Some(left) = left.iter().find(|left| Some(&left.node) == args.node.as_ref()) {
+        return Err(left.error.clone());
+    }
+    for (node, (releases, status)) in answers {
         known.push(present(node.clone(), &status, &args.app));
         histories.push((node, releases));
     }
 
-    let chosen = choose(&args.app, args.release, &histories)?;
+    let chosen = choose(&args.app, args.release, args.node.as_ref(), &histories)?;
     let holds = |node: &NodeName| known.iter().any(|it| it.node == *node && it.images.contains(&chosen.image));
     let holders: Vec<_> = nodes.iter().filter(|(name, _)| holds(name)).cloned().collect();
     let names: Vec<NodeName> = holders.iter().map(|(name, _)| name.clone()).collect();
@@ -85,7 +103,7 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
         services: &chosen.services,
         origin: Some(&origin),
     };
-    let plan = plan_over(&session, wanted, chosen.image, &present);
+    let plan = plan_over(&session, wanted, chosen.image, &present, &left);
     context.ui.preview(|paint| plan.render(paint))?;
     context.ui.confirm(&format!("\nRoll back in {environment}?"), args.order.yes).await?;
 
@@ -96,6 +114,9 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
         let (document, image) = document?;
         Some(payload_of_held(context, &session, document, image, &holders)?)
     };
+    let number = chosen.number.to_string();
+    let again = ["rollback", "-e", environment.as_str(), args.app.as_str(), &number, "--node", chosen.of.as_str()];
+    let again = command_line(&again);
     let draft = Draft {
         verb: "rollback",
         app: args.app.clone(),
@@ -109,6 +130,8 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
         }),
         payload,
         early,
+        left,
+        again,
     };
     carry_out(context, &session, &signers, draft, Some(plan), &args.order).await
 }
@@ -125,6 +148,8 @@ async fn learn_live(session: &Session, known: &[Present], early: &mut Early) {
 #[derive(Debug)]
 struct Chosen {
     number: u64,
+    /// The node that numbers it so.
+    of: NodeName,
     image: ImageId,
     services: Vec<ServiceSpec>,
     source: Option<bulkhead_core::order::Source>,
@@ -135,10 +160,16 @@ fn no_release(app: &AppName) -> Error {
     Error::usage(format!("{app} has no release to go back to")).hint(format!("`bulkhead releases {app}` shows all"))
 }
 
-/// One release for all nodes that run the app: nodes must mean the same by it.
-fn choose(app: &AppName, number: Option<u64>, histories: &[(NodeName, Vec<Release>)]) -> Result<Chosen> {
+/// One release for all nodes that run the app: nodes must mean the same by it, unless one of them decides.
+fn choose(
+    app: &AppName,
+    number: Option<u64>,
+    of: Option<&NodeName>,
+    histories: &[(NodeName, Vec<Release>)],
+) -> Result<Chosen> {
     let mut chosen: Option<Chosen> = None;
-    for (node, releases) in histories.iter().filter(|(_, releases)| !releases.is_empty()) {
+    let known = || histories.iter().filter(|(_, releases)| !releases.is_empty());
+    for (node, releases) in known().filter(|(node, _)| of.is_none_or(|of| of == node)) {
         let release = match number {
             Some(number) => Arc::new(named(app, node, number, releases)?),
             None => Arc::new(previous(releases).ok_or_else(|| no_release(app))?),
@@ -148,6 +179,7 @@ fn choose(app: &AppName, number: Option<u64>, histories: &[(NodeName, Vec<Releas
             None => {
                 chosen = Some(Chosen {
                     number: release.number,
+                    of: node.clone(),
                     image,
                     services: release.services.clone(),
                     source: release.source.clone(),
@@ -167,12 +199,19 @@ fn choose(app: &AppName, number: Option<u64>, histories: &[(NodeName, Vec<Releas
                     image.short(),
                 );
                 return Err(Error::new(Kind::Partial, message)
-                    .hint("`bulkhead deploy` brings all nodes to one release first")
+                    .hint(format!(
+                        "`--node {}` takes that node's release for all, `--node {node}` the other",
+                        chosen.of
+                    ))
                     .hint(format!("`bulkhead releases {app}` shows each node's history")));
             }
         }
     }
-    chosen.ok_or_else(|| no_release(app))
+    let mut chosen = chosen.ok_or_else(|| no_release(app))?;
+    if of.is_some() {
+        chosen.nodes = known().map(|(node, _)| node.clone()).collect();
+    }
+    Ok(chosen)
 }
 
 /// The release of a number, which must be one that ran well.
@@ -247,7 +286,7 @@ mod tests {
                 .enumerate()
                 .map(|(index, releases)| (format!("n{index}").parse().unwrap(), releases.to_vec()))
                 .collect();
-            match (choose(&app, number, &histories), expected) {
+            match (choose(&app, number, None, &histories), expected) {
                 (Ok(chosen), Ok(number)) => assert_eq!(chosen.number, number),
                 (Err(error), Err(text)) => assert!(error.message.contains(text), "{error}"),
                 (other, expected) => panic!("{other:?} where {expected:?} was expected"),
@@ -264,5 +303,35 @@ mod tests {
         check(None, &[&[]], Err("no release to go back to"));
         let other = [release(1, 7, Outcome::Done, false), release(2, 3, Outcome::Done, true)];
         check(None, &[&good, &other], Err("nodes differ"));
+    }
+
+    #[test]
+    fn one_node_decides_for_all() {
+        let app: AppName = "notes".parse().unwrap();
+        let node = |name: &str| name.parse::<NodeName>().unwrap();
+        // b was away when a was rolled back to 1, so their numbers differ from there on.
+        let a = [
+            release(1, 1, Outcome::Done, false),
+            release(2, 2, Outcome::Done, false),
+            release(3, 1, Outcome::Done, true),
+        ];
+        let b = [release(1, 1, Outcome::Done, false), release(2, 2, Outcome::Done, true)];
+        let histories = [(node("a"), a.to_vec()), (node("b"), b.to_vec()), (node("c"), vec![])];
+        let error = choose(&app, None, None, &histories).unwrap_err();
+        assert!(error.message.contains("nodes differ"), "{error}");
+        assert!(error.hints[0].contains("--node a"), "{error:?}");
+        let check = |number: Option<u64>, of: &str, expected: (u64, u8)| {
+            let chosen = choose(&app, number, Some(&node(of)), &histories).unwrap();
+            assert_eq!((chosen.number, chosen.image), (expected.0, ImageId([expected.1; 32])));
+            assert_eq!(chosen.nodes, [node("a"), node("b")]);
+            assert_eq!(chosen.of, node(of));
+        };
+        check(Some(1), "a", (1, 1));
+        check(None, "a", (2, 2));
+        check(None, "b", (1, 1));
+        assert!(
+            choose(&app, Some(3), Some(&node("b")), &histories).unwrap_err().message.contains("b has no release 3")
+        );
+        assert!(choose(&app, None, Some(&node("c")), &histories).is_err());
     }
 }

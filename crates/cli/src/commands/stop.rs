@@ -4,6 +4,7 @@ use crate::{
     Context,
     args::{AppOrService, Environment, OrderArgs},
     error::Result,
+    left::command_line,
     orders::{Draft, carry_out, check_message},
     session::Session,
 };
@@ -52,10 +53,11 @@ pub(crate) async fn services_order(
     let early = session.begin(&nodes)?;
     let signers = session.signers(environment).await?;
     let names: Vec<&str> = nodes.iter().map(|(name, _)| name.as_str()).collect();
-    let what = match &target.service {
+    let named = match &target.service {
         Some(service) => format!("{}/{service}", target.app),
-        None => format!("all services of {}", target.app),
+        None => target.app.to_string(),
     };
+    let what = if target.service.is_some() { named.clone() } else { format!("all services of {named}") };
     context.ui.preview(|paint| {
         format!("{}\n", paint.bold(&format!("{verb} {what} in {environment} on {}", names.join(", "))))
     })?;
@@ -68,6 +70,8 @@ pub(crate) async fn services_order(
         action: action(target.service.iter().cloned().collect()),
         payload: None,
         early,
+        left: vec![],
+        again: command_line(&[verb, "-e", environment.as_str(), &named]),
     };
     carry_out(context, &session, &signers, draft, None, order).await
 }

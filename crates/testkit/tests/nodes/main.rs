@@ -8,6 +8,7 @@
 mod cases;
 mod deploying;
 mod hostile;
+mod left;
 mod lives;
 mod orders;
 mod recovering;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
     let mut all = Vec::new();
     all.extend(trials("deploying", three, deploying::TESTS, &steady));
     all.extend(trials("cases", three, cases::TESTS, &steady));
+    all.extend(trials("left", three, left::TESTS, &steady));
     all.extend(trials("orders", three, orders::TESTS, &steady));
     all.extend(trials("sealed", three, sealed::TESTS, &steady));
     all.extend(trials("hostile", three, hostile::TESTS, &steady));
