@@ -268,6 +268,10 @@ impl<'a> Display<'a> {
                 "waiting".into()
             }
             Progress::Step(step) => step_word(step.step).into(),
+            Progress::Lost => {
+                self.context.ui.step(&format!("{node}: the connection broke; asking over another how it ended"));
+                "connecting again".into()
+            }
             Progress::Repositioned(_) => "signing again: it stood elsewhere than remembered".into(),
             Progress::Done(_) => "done".into(),
             Progress::Failed(_) => "failed".into(),

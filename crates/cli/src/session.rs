@@ -340,6 +340,10 @@ pub fn node_error(error: &NodeError) -> Error {
 pub fn push_error(error: &PushError) -> Error {
     match error {
         PushError::Node(error) => node_error(error),
+        PushError::Lost { accepted, .. } => {
+            let hint = if *accepted { "it carries the order out" } else { "it may carry the order out" };
+            Error::of(Kind::Unreachable, error).hint(format!("{hint}: `bulkhead releases` tells how it ended"))
+        }
         PushError::Sign { .. } => Error::of(Kind::Configuration, error),
         PushError::Pack { source, .. } if matches!(**source, SpoolError::Fetch(_)) => fetch_error(error, source),
         PushError::Pack { .. } => Error::of(Kind::Configuration, error)

@@ -9,10 +9,13 @@
 //! Where this machine did not build the image and has not kept its contents, what
 //! is needed is fetched from a node that holds it and sent on.
 //!
+//! Where the connection breaks on the way, the node is asked over another one how it ended ([`again`]).
+//!
 //! A node that fails takes no other with it. The future may be dropped at any
 //! moment: nodes then carry on with, or forget, what they have, and the next push
 //! goes on from there.
 
+mod again;
 mod fetch;
 mod orders;
 mod packs;
@@ -28,6 +31,7 @@ use crate::{
     sign::SignError,
     ssh::{EndingHandle, Target, Timeouts},
 };
+use again::Again;
 use bulkhead_core::{
     AppName, FleetName, ImageId, NodeName, OrderId, Timestamp,
     image::Image,
@@ -158,6 +162,8 @@ pub enum Progress {
     },
     /// The node reached a step.
     Step(Step),
+    /// The connection broke; the node is being asked over another one how the order ended.
+    Lost,
     /// The node stood elsewhere than remembered; a new order is being signed.
     Repositioned(Position),
     /// Done.
@@ -214,6 +220,20 @@ pub enum PushError {
     /// The node, or the way to it.
     #[error(transparent)]
     Node(#[from] NodeError),
+    /// The connection broke while the order was on its way, and no other could be had to ask how it ended.
+    #[error(
+        "the connection to node {node} broke {}, and it cannot be reached to ask how it ended",
+        if *accepted { "after it had accepted the order" } else { "before it was heard to have accepted the order" }
+    )]
+    Lost {
+        /// Which node.
+        node: NodeName,
+        /// Whether it was heard to have accepted it: then it carries it out.
+        accepted: bool,
+        /// What broke last.
+        #[source]
+        source: Box<NodeError>,
+    },
     /// No order for it.
     #[error("cannot sign the order for node {node}")]
     Sign {
@@ -276,6 +296,7 @@ pub async fn push_over(
             started,
             timings: Timings::default(),
             remembered: memory.recall(&push.fleet, &target.node, &push.app),
+            is_asking: false,
         };
         node.run(early.remove(&target.node), identities, line)
     });
@@ -298,6 +319,8 @@ struct Pushing<'a> {
     started: Instant,
     timings: Timings,
     remembered: Remembered,
+    /// An order is sent a second time to hear how it ended: without its image, and with all the time it may take.
+    is_asking: bool,
 }
 
 /// How one submission ended.
@@ -358,7 +381,7 @@ impl Pushing<'_> {
             connected
         };
         let (client, prepared) = tokio::join!(connecting, prepared);
-        let client = client?;
+        let mut client = client?;
         self.timings.connect_ms = millis(client.connection().connect_time());
         let (mut order, mut spool) = prepared.map_err(|source| self.pack_error(source))?;
         let times = Times { connected: Instant::now(), measured: measure(&client) };
@@ -379,7 +402,18 @@ impl Pushing<'_> {
             let (sent, received) = client.connection().traffic();
             (self.timings.sent_bytes, self.timings.received_bytes) = (sent, received);
             self.remembered.round_trip_us = times.measured.get().copied().or(self.remembered.round_trip_us);
-            match end? {
+            let end = match end {
+                Err(PushError::Node(error)) if self.may_ask_again(&error) => {
+                    client = match self.ask_again(identities, &signed, line, error).await? {
+                        Again::Done(done) => return Ok(done),
+                        Again::NotAccepted(client) => client,
+                    };
+                    // Some of it may have come: the node says what is still missing.
+                    End::Lacking(Vec::new())
+                }
+                end => end?,
+            };
+            match end {
                 End::Done(done) => {
                     client.close().await;
                     return Ok(done);
@@ -440,21 +474,23 @@ impl Pushing<'_> {
         line: &Line,
         times: &Times,
     ) -> Result<End, PushError> {
-        let document = match self.packs {
+        let document = match self.packs.filter(|_| !self.is_asking) {
             Some(packs) => {
                 let packed = packs.document(expected.base.as_ref()).await;
                 Some(packed.map_err(|source| self.pack_error(source))?)
             }
             None => None,
         };
-        let offer = self.push.payload.as_ref().map(|payload| ImageOffer {
+        let payload = self.push.payload.as_ref().filter(|_| !self.is_asking);
+        let offer = payload.map(|payload| ImageOffer {
             id: ImageId::of(&payload.document),
             base: expected.base.as_ref().map(|(id, _)| *id),
             document_bytes: payload.document.len() as u64,
             dropped: None,
         });
         let image = offer.as_ref().map(|offer| offer.id);
-        let wait_ms = u32::try_from(self.push.wait.as_millis()).unwrap_or(u32::MAX);
+        let wait = if self.is_asking { patience(&order.bytes, self.push.wait) } else { self.push.wait };
+        let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
         let ask = Ask::Submit(Submit { signatures: order.signatures.clone(), image: offer, wait_ms });
         self.timings.packs += u32::from(!expected.items.is_empty());
         let Conversation { mut outgoing, incoming, ending, .. } = client.begin(ask).await?;
@@ -494,7 +530,7 @@ impl Pushing<'_> {
                 };
             }
         };
-        let idle = patience(&order.bytes, self.push.wait) + self.timeouts.idle;
+        let idle = patience(&order.bytes, wait) + self.timeouts.idle;
         let receiving = self.receive(Receiving {
             incoming,
             ending,

@@ -14,17 +14,22 @@ const SERVE: &[&str] = &["serve", "3000"];
 const WEB: &str = "port = 3000\ndrain = \"1s\"\nstop = \"1s\"";
 
 /// A copy of the fleet's files in which nothing listens where one node should be.
-pub(crate) fn fleet_without(world: &World, app: &App<'_>, dead: &str) -> Result<String> {
-    let fleet = app.folder.join("../").join(format!("{}-without-{dead}", app.name));
+fn fleet_without(world: &World, app: &App<'_>, dead: &str) -> Result<String> {
+    fleet_via(world, app, dead, 9)
+}
+
+/// A copy of the fleet's files in which one node is reached through a port of this machine.
+pub(crate) fn fleet_via(world: &World, app: &App<'_>, node: &str, port: u16) -> Result<String> {
+    let fleet = app.folder.join("../").join(format!("{}-{node}-{port}", app.name));
     fs::create_dir_all(&fleet)?;
     for name in ["policy.json", "policy.json.sig"] {
         fs::copy(world.fleet().join(name), fleet.join(name))?;
     }
     let text = fs::read_to_string(world.fleet().join("fleet.toml"))?;
-    let (address, _) = world.address(dead)?;
+    let (address, _) = world.address(node)?;
     let quoted = format!("address = \"{address}\"");
     ensure!(text.contains(&quoted), "{text}");
-    fs::write(fleet.join("fleet.toml"), text.replace(&quoted, "address = \"127.0.0.1\"\nport = 9"))?;
+    fs::write(fleet.join("fleet.toml"), text.replace(&quoted, &format!("address = \"127.0.0.1\"\nport = {port}")))?;
     Ok(fleet.display().to_string())
 }
 

@@ -5,6 +5,7 @@
 //! `libtest-mimic`, so that the fleets are taken down after the last test,
 //! whatever came of it.
 
+mod broken;
 mod cases;
 mod deploying;
 mod hostile;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
     let mut all = Vec::new();
     all.extend(trials("deploying", three, deploying::TESTS, &steady));
     all.extend(trials("cases", three, cases::TESTS, &steady));
+    all.extend(trials("broken", three, broken::TESTS, &steady));
     all.extend(trials("left", three, left::TESTS, &steady));
     all.extend(trials("orders", three, orders::TESTS, &steady));
     all.extend(trials("sealed", three, sealed::TESTS, &steady));
