@@ -157,7 +157,8 @@ pub fn remembered(session: &Session, nodes: &[(NodeName, FleetNode)], app: &AppN
                 by: if nothing { KnownBy::Unknown } else { KnownBy::Remembered },
                 counter: known.position.counter,
                 live: live.as_ref().map(|live| live.release),
-                image: live.as_ref().map(|live| live.image).or(known.images.first().copied()),
+                // The newest image that the node holds may have failed there, or its app been removed since.
+                image: live.as_ref().map(|live| live.image),
                 services: live.map(|live| live.services),
                 images: known.images,
             }
@@ -203,6 +204,14 @@ pub fn remember_live(fleet: &FleetName, node: &NodeName, app: &AppName, live: &M
     write_durably(&path, &text)
 }
 
+/// Forgets what was made live: the app was removed.
+pub fn forget_live(fleet: &FleetName, node: &NodeName, app: &AppName) {
+    // It no longer fits the last order, so whatever stays of it is not believed.
+    if let Ok(path) = live_path(fleet, node, app) {
+        std::fs::remove_file(path).ok();
+    }
+}
+
 /// The plan from what is wanted and what is known.
 #[must_use]
 pub fn plan_over(
@@ -213,7 +222,8 @@ pub fn plan_over(
     left: &[Left],
 ) -> Plan {
     let mut images: BTreeMap<ImageId, Image> = BTreeMap::new();
-    for id in present.iter().filter_map(|node| node.image).filter(|id| *id != wanted_id) {
+    let base = |node: &Present| node.image.or(node.images.first().copied());
+    for id in present.iter().filter_map(base).filter(|id| *id != wanted_id) {
         if images.contains_key(&id) {
             continue;
         }
@@ -229,7 +239,7 @@ pub fn plan_over(
             counter: node.counter,
             live: node.live,
             image_id: node.image.map(|id| id.to_string()),
-            image: node.image.and_then(|id| images.get(&id)),
+            image: base(node).and_then(|id| images.get(&id)),
             services: node.services.clone(),
             holds_wanted: node.images.contains(&wanted_id),
         })

@@ -7,7 +7,7 @@
 use crate::{
     Context,
     args::OrderArgs,
-    deployment::{MadeLive, remember_live},
+    deployment::{MadeLive, forget_live, remember_live},
     error::{Error, ErrorBody, Kind, Result},
     left::Left,
     output::{Paint, printable, seconds, size},
@@ -188,6 +188,11 @@ pub async fn carry_out(
 
 /// Keeps what is live now, so that the next plan can be shown without asking.
 fn remember(context: &Context, session: &Session, draft: &Draft, outcomes: &[NodeOutcome]) {
+    if matches!(draft.action, Action::Remove { .. }) {
+        for outcome in outcomes.iter().filter(|outcome| outcome.result.is_ok()) {
+            forget_live(&session.files.fleet.fleet, &outcome.node, &draft.app);
+        }
+    }
     let Action::Run(run) = &draft.action else { return };
     for outcome in outcomes {
         let Ok(Done { release: Some(release), order: Some(order), .. }) = outcome.result else { continue };

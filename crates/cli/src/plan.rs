@@ -65,7 +65,7 @@ pub struct Known<'a> {
     pub live: Option<u64>,
     /// The live release's image, as text.
     pub image_id: Option<String>,
-    /// That image, where this machine has its document.
+    /// That image, or where it is not known one that the node holds, where this machine has its document.
     pub image: Option<&'a Image>,
     /// The live release's services, where they are known.
     pub services: Option<Vec<ServiceSpec>>,
@@ -201,7 +201,8 @@ fn node_plan(wanted: Wanted<'_>, known: &Known<'_>) -> NodePlan {
     let unchanged = known.image_id.as_deref() == Some(wanted.image_id);
     let files = match (known.image, wanted.image) {
         _ if unchanged => Some(FileChanges::default()),
-        (Some(from), Some(to)) => Some(file_changes(from, to)),
+        // What a node merely holds is not what runs there, and of no use here but to say what is sent.
+        (Some(from), Some(to)) if known.image_id.is_some() => Some(file_changes(from, to)),
         _ => None,
     };
     let send_bytes_max = match wanted.image {

@@ -656,8 +656,12 @@ impl Pushing<'_> {
 
     /// The node's history goes on from this order.
     fn accepted(&mut self, order: &SignedOrder) {
-        let targets = Order::parse(&order.bytes).map(|order| order.targets);
-        if let Some(target) = targets.ok().and_then(|mut targets| targets.remove(&self.target.node)) {
+        let Ok(Order { mut targets, action, .. }) = Order::parse(&order.bytes) else { return };
+        if matches!(action, Action::Remove { .. }) {
+            // It drops them with the app.
+            self.remembered.images.clear();
+        }
+        if let Some(target) = targets.remove(&self.target.node) {
             self.remembered.position.counter = target.counter;
             self.remembered.position.previous = Some(OrderId::of(&order.bytes));
         }
