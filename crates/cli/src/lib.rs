@@ -13,6 +13,7 @@
 //! | [`orders`] | one order from draft to the table of what came of it |
 //! | [`deployment`] | what plan, deploy, promote and rollback share |
 //! | [`mod@plan`] | what an order would change, as data and text |
+//! | [`promotion`] | what promote takes from a release and what from the manifest |
 //! | [`output`] | standard output and error, the question, progress |
 //! | [`error`] | one shape for errors; exit codes |
 //! | [`table`] | tables that line up |
@@ -45,6 +46,7 @@ pub mod left;
 pub mod orders;
 pub mod output;
 pub mod plan;
+pub mod promotion;
 pub mod reference;
 pub mod session;
 pub mod table;

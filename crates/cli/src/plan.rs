@@ -108,6 +108,9 @@ pub struct Plan {
     pub origin: Option<String>,
     /// What changes on each node.
     pub nodes: Vec<NodePlan>,
+    /// How this folder's manifest differs from the release that is promoted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// What changes on one node.
@@ -194,6 +197,7 @@ pub fn plan(wanted: Wanted<'_>, known: &[Known<'_>]) -> Plan {
         allowed: wanted.image.map(|image| image.config().allowed.clone()).unwrap_or_default(),
         origin: wanted.origin.map(str::to_owned),
         nodes: known.iter().map(|known| node_plan(wanted, known)).collect(),
+        notes: vec![],
     }
 }
 
@@ -478,6 +482,15 @@ impl Plan {
             putln!(out, "\nservices{}", self.on(&nodes));
             for change in changes {
                 render_change(&mut out, change);
+            }
+        }
+        if !self.notes.is_empty() {
+            putln!(
+                out,
+                "\nthis folder's bulkhead.toml is not what was released (there: the release, here: the folder)"
+            );
+            for note in &self.notes {
+                putln!(out, "  {}", printable(note));
             }
         }
         if !self.allowed.is_empty() {

@@ -8,6 +8,7 @@ use crate::{
     left::command_line,
     orders::{Draft, carry_out, check_message},
     plan::Wanted,
+    promotion::{Promotion, promotion},
     session::{Session, app_of, those_that_answered},
     workspace::{App, FleetFiles},
 };
@@ -20,11 +21,15 @@ use bulkhead_wire::{NodeStatus, Release};
 use clap::Args;
 use std::collections::BTreeMap;
 
-/// Runs in TO what runs in FROM: the same image, with TO's settings
+/// Runs in TO what runs in FROM, with TO's settings
 ///
-/// The image is not built again: its digest is the one that FROM runs. Settings
-/// are those that this folder's `bulkhead.toml` has for TO. Shows the difference
-/// first. What this machine has not got of the image is fetched from FROM's nodes.
+/// The image and each service's command, workdir, port, health check, volumes, jit,
+/// drain and stop are those of the release that FROM runs. Environment variables,
+/// memory, tasks, cpu_percent and the nodes are those that this folder's
+/// `bulkhead.toml` has for TO.
+///
+/// Shows first what changes in TO, and where `bulkhead.toml` has changed since that
+/// release. What this machine has not got of the image is fetched from FROM's nodes.
 #[derive(Debug, Args)]
 pub struct PromoteArgs {
     /// The environment to take the image from.
@@ -70,7 +75,9 @@ pub async fn run(context: &Context, args: &PromoteArgs) -> Result<()> {
     let mut holders = sources;
     holders.retain(|(node, _)| names.contains(node));
     let payload = payload_of_held(context, &session, document, decoded, &holders)?;
-    let services = app.manifest.services_in(&args.to);
+    let manifest = &app.manifest;
+    let Promotion { services, notes } =
+        promotion(&release.services, &manifest.services_in(&args.from), &manifest.services_in(&args.to))?;
     let origin = format!("promoted from {}", args.from);
     let wanted = Wanted {
         verb: "promote",
@@ -81,7 +88,8 @@ pub async fn run(context: &Context, args: &PromoteArgs) -> Result<()> {
         services: &services,
         origin: Some(&origin),
     };
-    let plan = plan_over(&session, wanted, image, &asked.present, &asked.left);
+    let mut plan = plan_over(&session, wanted, image, &asked.present, &asked.left);
+    plan.notes = notes;
     context.ui.preview(|paint| plan.render(paint))?;
     context.ui.confirm(&format!("\nPromote to {}?", args.to), args.order.yes).await?;
 

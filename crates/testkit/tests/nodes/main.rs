@@ -12,6 +12,7 @@ mod hostile;
 mod left;
 mod lives;
 mod orders;
+mod promoting;
 mod recovering;
 mod sealed;
 
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
     all.extend(trials("deploying", three, deploying::TESTS, &steady));
     all.extend(trials("cases", three, cases::TESTS, &steady));
     all.extend(trials("broken", three, broken::TESTS, &steady));
+    all.extend(trials("promoting", three, promoting::TESTS, &steady));
     all.extend(trials("left", three, left::TESTS, &steady));
     all.extend(trials("orders", three, orders::TESTS, &steady));
     all.extend(trials("sealed", three, sealed::TESTS, &steady));
