@@ -15,6 +15,7 @@
 //! ```
 
 pub mod carry;
+mod dropbox;
 pub mod images;
 pub mod logs;
 pub mod look;

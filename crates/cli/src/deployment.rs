@@ -380,6 +380,7 @@ pub fn payload_of(context: &Context, built: Built) -> Payload {
         cache: sent_before(context),
         holders: None,
         options: Options::default(),
+        dropped: None,
     }
 }
 
@@ -402,6 +403,7 @@ pub fn payload_of_held(
         cache: sent_before(context),
         holders: Some(session.targets(holders)?),
         options: Options::default(),
+        dropped: None,
     })
 }
 

@@ -225,6 +225,9 @@ impl Error {
         let mut folded = Self::new(kind, format!("{node}: {}", failure.message));
         folded.hints.extend(failure.hint.clone());
         match failure.rule.as_str() {
+            "drop-box" | "pack" => {
+                folded.hints.push("put the pack there again, or leave `--dropped` out: all is sent then".into());
+            }
             "locked" => folded.hints.push("`--wait 60s` waits for it".into()),
             "no-release" | "no-service" | "not-running" => folded.hints.push("`bulkhead ps` shows what runs".into()),
             _ => {}

@@ -14,6 +14,7 @@
 //! | [`deployment`] | what plan, deploy, promote and rollback share |
 //! | [`mod@plan`] | what an order would change, as data and text |
 //! | [`promotion`] | what promote takes from a release and what from the manifest |
+//! | [`packfile`] | a pack in a file, for a node's drop box |
 //! | [`output`] | standard output and error, the question, progress |
 //! | [`error`] | one shape for errors; exit codes |
 //! | [`table`] | tables that line up |
@@ -45,6 +46,7 @@ pub mod error;
 pub mod left;
 pub mod orders;
 pub mod output;
+pub mod packfile;
 pub mod plan;
 pub mod promotion;
 pub mod reference;

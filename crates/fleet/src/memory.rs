@@ -115,6 +115,13 @@ impl Memory {
         Some(document)
     }
 
+    /// The images whose documents are kept.
+    #[must_use]
+    pub fn documents(&self) -> Vec<ImageId> {
+        let entries = fs::read_dir(self.root.join("documents")).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+
     /// Keeps an image's document, and drops those that were not used for longest.
     ///
     /// # Errors

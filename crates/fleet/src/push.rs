@@ -107,6 +107,8 @@ pub struct Payload {
     pub holders: Option<Vec<Target>>,
     /// How packs are compressed; with less effort for a node that is near.
     pub options: Options,
+    /// The name of a pack in the nodes' drop boxes. Nodes take it in first; only what they miss then is sent.
+    pub dropped: Option<String>,
 }
 
 impl fmt::Debug for Payload {
@@ -297,6 +299,7 @@ pub async fn push_over(
             timings: Timings::default(),
             remembered: memory.recall(&push.fleet, &target.node, &push.app),
             is_asking: false,
+            is_dropped_used: false,
         };
         node.run(early.remove(&target.node), identities, line)
     });
@@ -321,6 +324,8 @@ struct Pushing<'a> {
     remembered: Remembered,
     /// An order is sent a second time to hear how it ended: without its image, and with all the time it may take.
     is_asking: bool,
+    /// The pack in the drop box is gone: the node took it in, or may have.
+    is_dropped_used: bool,
 }
 
 /// How one submission ended.
@@ -448,7 +453,11 @@ impl Pushing<'_> {
 
     fn expect(&self, remembered: &Remembered) -> Expected {
         match &self.push.payload {
-            Some(payload) => packs::expect(payload, self.memory, remembered),
+            Some(payload) => {
+                let expected = packs::expect(payload, self.memory, remembered);
+                // What came through the drop box is not to be sent as well.
+                if payload.dropped.is_some() { Expected { items: Vec::new(), ..expected } } else { expected }
+            }
             None => Expected::default(),
         }
     }
@@ -486,7 +495,7 @@ impl Pushing<'_> {
             id: ImageId::of(&payload.document),
             base: expected.base.as_ref().map(|(id, _)| *id),
             document_bytes: payload.document.len() as u64,
-            dropped: None,
+            dropped: payload.dropped.clone().filter(|_| !self.is_dropped_used),
         });
         let image = offer.as_ref().map(|offer| offer.id);
         let wait = if self.is_asking { patience(&order.bytes, self.push.wait) } else { self.push.wait };
@@ -587,6 +596,7 @@ impl Pushing<'_> {
                     let (Some(payload), Some(packs)) = (&self.push.payload, self.packs) else {
                         return Err(unexpected(self.target, "objects missing of an order without an image").into());
                     };
+                    self.is_dropped_used = true;
                     if std::mem::replace(&mut was_asked_for_more, true) {
                         return Err(unexpected(self.target, "objects missing after they were sent").into());
                     }

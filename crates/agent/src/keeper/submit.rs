@@ -16,7 +16,7 @@
 //! So a counter is never used up by an order whose image did not arrive, and an
 //! order whose counter is used up has all it needs on disk.
 
-use super::{OrFail, carry, chain, failure, images, now, open_store, settle};
+use super::{OrFail, carry, chain, dropbox, failure, images, now, open_store, settle};
 use crate::{
     audit::{self, Entry, What},
     peer::Peer,
@@ -35,12 +35,9 @@ use bulkhead_trust::{Context, Refusal, Rule, Standing, Verified, authorize_order
 use bulkhead_wire::{
     Done, Event, Failure, FailureKind, ImageOffer, Outcome, Position, StepKind, Submit, distinct_objects, missing_bits,
 };
-use rustix::fs::{Mode, OFlags};
 use std::{
     collections::HashMap,
-    fs::File,
     io::Read as _,
-    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -407,8 +404,9 @@ fn receive(
     let mut missing = store.missing(&objects).or_fail()?;
     // What is here already is neither asked of the disk again nor taken from anybody.
     let wanted: HashMap<FileDigest, u64> = absent(&objects, &missing).collect();
+    dropbox::sweep(paths, offer.dropped.as_deref());
     if let Some(name) = &offer.dropped {
-        ingest_dropped(paths, push, name, &wanted)?;
+        dropbox::ingest(paths, push, name, &wanted)?;
     }
     ingest(peer, push, &wanted)?;
     update(store, &objects, &mut missing)?;
@@ -501,46 +499,6 @@ fn check_image(image: &Image, run: &Run) -> Result<(), Box<Failure>> {
         }
     }
     Ok(())
-}
-
-/// Takes in a pack that came through the drop box. The file belongs to whoever
-/// brought it and may change at any moment: it is opened once, read once while
-/// its objects are hashed, and never trusted before.
-fn ingest_dropped(
-    paths: &Paths,
-    push: &Push<'_>,
-    name: &str,
-    wanted: &HashMap<FileDigest, u64>,
-) -> Result<(), Box<Failure>> {
-    let refuse =
-        |what: String| failure(FailureKind::Request, "drop-box", format!("pack `{name}` in the drop box: {what}"));
-    let is_plain = (1..=255).contains(&name.len())
-        && !name.starts_with('.')
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-    if !is_plain {
-        return Err(failure(
-            FailureKind::Request,
-            "drop-box",
-            "a pack's name in the drop box is letters, digits and . _ -",
-        ));
-    }
-    let directory = paths.state.join("drop/in");
-    let mut file = open_regular(&directory, name).map_err(|error| refuse(error.to_string()))?;
-    let ingested = push.ingest(&mut file, wanted);
-    // It has been read: what it held of this image is in the store, and a bad one is of no use.
-    let path = directory.join(name);
-    std::fs::remove_file(&path).map_err(|error| refuse(format!("cannot be removed: {error}")))?;
-    ingested.map(drop).or_fail()
-}
-
-fn open_regular(directory: &Path, name: &str) -> std::io::Result<File> {
-    // Without waiting: a FIFO that nobody writes to must not hold the keeper up.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(directory.join(name), flags, Mode::empty())?);
-    if !file.metadata()?.is_file() {
-        return Err(std::io::Error::other("not a regular file"));
-    }
-    Ok(file)
 }
 
 /// Where an app stands, for a client that asks.

@@ -3,8 +3,9 @@
 use crate::{
     Context,
     deployment::build_image,
-    error::Result,
+    error::{Error, Kind, Result},
     output::{Paint, count, printable, seconds, size},
+    packfile::{self, PackReport},
     table::Table,
     workspace::App,
 };
@@ -12,7 +13,7 @@ use bulkhead_image::{Finding, Report};
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 /// Builds the image: what goes in, what was left out and why, what the lint said
 ///
@@ -24,6 +25,14 @@ pub struct BuildArgs {
     /// Refuses to change `bulkhead.lock`, as a continuous integration should.
     #[arg(long)]
     pub locked: bool,
+
+    /// Writes the image's contents into this file too, for nodes' drop boxes; says how to bring it there.
+    #[arg(long, value_name = "FILE")]
+    pub pack: Option<PathBuf>,
+
+    /// Leaves out of the pack what this image has: one that the nodes hold. Its id, or the first 8 digits or more.
+    #[arg(long, value_name = "IMAGE", requires = "pack")]
+    pub base: Option<String>,
 }
 
 /// A built image.
@@ -53,6 +62,9 @@ pub struct BuildReport {
     pub lock_changed: bool,
     /// How long it took, in milliseconds.
     pub total_ms: f64,
+    /// The pack that was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pack: Option<PackReport>,
 }
 
 /// A Debian package with something in the image.
@@ -99,7 +111,13 @@ pub struct LeftOut {
 pub async fn run(context: &Context, args: &BuildArgs) -> Result<()> {
     let app = App::load(&context.places)?;
     let built = build_image(context, &app, args.locked).await?;
-    let report = report(&app, &built.id.to_string(), &built.report);
+    let mut report = report(&app, &built.id.to_string(), &built.report);
+    if let Some(file) = args.pack.clone() {
+        let (context, base) = (context.clone(), args.base.clone());
+        let writing = tokio::task::spawn_blocking(move || packfile::write(&context, built, &file, base.as_deref()));
+        let written = writing.await.map_err(|error| Error::during(Kind::Internal, "packing failed", &error))?;
+        report.pack = Some(written?);
+    }
     context.ui.result(&report, render)
 }
 
@@ -135,6 +153,7 @@ fn report(app: &App, image: &str, report: &Report) -> BuildReport {
             .collect(),
         lock_changed: report.lock_changed,
         total_ms: report.timings.total_ms,
+        pack: None,
     }
 }
 
@@ -187,5 +206,23 @@ fn render(report: &BuildReport, paint: Paint) -> String {
             }
         }
     }
+    if let Some(pack) = &report.pack {
+        out.push_str(&render_pack(pack, paint));
+    }
+    out
+}
+
+/// What was written, and what to type next.
+fn render_pack(pack: &PackReport, paint: Paint) -> String {
+    let mut out = String::new();
+    let title = format!("wrote {}: {} objects, {}", pack.file, count(pack.objects), size(pack.bytes));
+    putln!(out, "\n{}", paint.bold(&printable(&title)));
+    out.push_str("put it into the drop box of each node that shall run it:\n");
+    let anywhere = ["bulkhead-drop@NODE".to_owned()];
+    for node in if pack.nodes.is_empty() { &anywhere[..] } else { &pack.nodes } {
+        putln!(out, "  sftp {}", printable(node));
+    }
+    putln!(out, "  sftp> put {} {}", printable(&pack.file), pack.name);
+    putln!(out, "then, from this folder:\n  bulkhead deploy -e ENV --dropped {}", pack.name);
     out
 }

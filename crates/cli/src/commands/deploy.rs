@@ -8,6 +8,7 @@ use crate::{
     git,
     left::command_line,
     orders::{Draft, carry_out, check_message},
+    packfile,
     plan::Wanted,
     session::Session,
     workspace::{App, FleetFiles},
@@ -17,7 +18,7 @@ use bulkhead_core::{
     fleet::FleetNode,
     order::{Action, Run},
 };
-use bulkhead_fleet::push::Early;
+use bulkhead_fleet::push::{Early, Payload};
 use clap::Args;
 
 /// Builds, signs, sends, starts beside the old, checks health, switches, drains, stops the old
@@ -38,6 +39,11 @@ pub struct DeployArgs {
     /// Refuses to change `bulkhead.lock`.
     #[arg(long)]
     pub locked: bool,
+
+    /// A pack in the nodes' drop boxes: `bulkhead build --pack` writes one, any SFTP client brings it there. The
+    /// nodes take from it what they miss, and are sent only what it has not.
+    #[arg(long, value_name = "NAME", value_parser = packfile::parse_name)]
+    pub dropped: Option<String>,
 }
 
 /// Deploys.
@@ -86,7 +92,7 @@ pub async fn run(context: &Context, args: &DeployArgs) -> Result<()> {
         environment: environment.clone(),
         nodes: asked.reached(nodes),
         action: Action::Run(Run { image, services, source: source.ok().flatten(), origin: None }),
-        payload: Some(payload_of(context, built)),
+        payload: Some(Payload { dropped: args.dropped.clone(), ..payload_of(context, built) }),
         early: asked.early,
         left: asked.left,
         again: command_line(&["deploy", "-e", environment.as_str()]),

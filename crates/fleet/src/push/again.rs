@@ -64,6 +64,7 @@ impl Pushing<'_> {
         mut broke: NodeError,
     ) -> Result<Again, PushError> {
         line.settled();
+        self.is_dropped_used = true;
         let until = Instant::now() + CONNECT_WITHIN;
         for pause in PAUSES {
             self.tell(Progress::Lost);

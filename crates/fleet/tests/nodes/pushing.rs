@@ -91,6 +91,7 @@ impl Bed {
             cache: Some(Arc::new(Cache::open(&self.cache).unwrap())),
             holders: None,
             options: bulkhead_store::pack::Options::default(),
+            dropped: None,
         };
         let made: Mutex<Vec<Vec<String>>> = Mutex::default();
         let make = |targets: BTreeMap<NodeName, Target>| {

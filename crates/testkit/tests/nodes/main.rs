@@ -8,6 +8,7 @@
 mod broken;
 mod cases;
 mod deploying;
+mod dropbox;
 mod hostile;
 mod left;
 mod lives;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
     all.extend(trials("deploying", three, deploying::TESTS, &steady));
     all.extend(trials("cases", three, cases::TESTS, &steady));
     all.extend(trials("broken", three, broken::TESTS, &steady));
+    all.extend(trials("dropbox", three, dropbox::TESTS, &steady));
     all.extend(trials("promoting", three, promoting::TESTS, &steady));
     all.extend(trials("left", three, left::TESTS, &steady));
     all.extend(trials("orders", three, orders::TESTS, &steady));

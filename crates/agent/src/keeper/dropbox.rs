@@ -1,0 +1,163 @@
+//! The SFTP drop box: packs that come by any SFTP client, before the order that names them.
+//!
+//! A file there belongs to whoever brought it and may change at any moment: it is
+//! opened once, read once while its objects are hashed, and never trusted before.
+//! What is taken from it is what a verified order's image names, under its digest.
+//!
+//! The box has no quota of its own: a courier can fill the disk with it as far as
+//! anyone but root can. So that nobody has to clean up after that, every order
+//! that brings an image first removes what has lain there for a day, and, where the
+//! disk is nearly full, everything but the pack that it names itself.
+
+use super::{OrFail as _, chain, disk, failure};
+use crate::{state::Paths, systemd};
+use bulkhead_core::FileDigest;
+use bulkhead_store::{StoreError, store::Push};
+use bulkhead_wire::{Failure, FailureKind};
+use rustix::fs::{Mode, OFlags};
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+/// After so long nobody is coming for a file any more. By its inode's change, which its owner cannot set.
+const AGE_MAX: Duration = Duration::from_secs(86_400);
+/// The disk is nearly full where less than one part in so many is free: what root keeps for itself on
+/// ext4 is as much again.
+const FREE_PART_MIN: u64 = 20;
+/// Files that one order looks at; the next one goes on.
+const FILES_MAX: usize = 10_000;
+
+fn directory(paths: &Paths) -> PathBuf {
+    paths.state.join("drop/in")
+}
+
+/// Removes what nobody is coming for. A box that cannot be cleaned is no reason to refuse an order.
+pub(super) fn sweep(paths: &Paths, named: Option<&str>) {
+    let is_nearly_full = disk(paths).is_ok_and(|(total, free)| free < total / FREE_PART_MIN);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    if let Err(error) = sweep_directory(&directory(paths), named, now, is_nearly_full) {
+        systemd::eprintln_bounded(&format!("the drop box cannot be cleaned: {error}"));
+    }
+}
+
+fn sweep_directory(directory: &Path, named: Option<&str>, now: Duration, is_nearly_full: bool) -> io::Result<()> {
+    for entry in fs::read_dir(directory)?.take(FILES_MAX) {
+        let entry = entry?;
+        if named.is_some_and(|named| entry.file_name() == named) {
+            continue;
+        }
+        // Of the entry itself, whatever it is: no link is followed.
+        let metadata = entry.metadata()?;
+        let changed = Duration::from_secs(u64::try_from(metadata.ctime()).unwrap_or(0));
+        if !metadata.is_dir() && (is_nearly_full || now.saturating_sub(changed) > AGE_MAX) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes in a pack.
+pub(super) fn ingest(
+    paths: &Paths,
+    push: &Push<'_>,
+    name: &str,
+    wanted: &HashMap<FileDigest, u64>,
+) -> Result<(), Box<Failure>> {
+    let refuse = |rule: &str, what: String| {
+        failure(FailureKind::Request, rule, format!("pack `{name}` in the drop box: {what}"))
+    };
+    let is_plain = (1..=255).contains(&name.len())
+        && !name.starts_with('.')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if !is_plain {
+        return Err(failure(
+            FailureKind::Request,
+            "drop-box",
+            "a pack's name in the drop box is letters, digits and . _ -",
+        ));
+    }
+    let directory = directory(paths);
+    let opened = open_regular(&directory, name);
+    if wanted.is_empty() && opened.is_err() {
+        // Nothing is missed: an order that was sent before has taken it in.
+        return Ok(());
+    }
+    let mut file = opened.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => refuse("drop-box", "it is not there".into()),
+        _ => refuse("drop-box", error.to_string()),
+    })?;
+    let ingested = if wanted.is_empty() { Ok(()) } else { push.ingest(&mut file, wanted).map(drop) };
+    // It has been read: what it held of this image is in the store, and a bad one is of no use.
+    fs::remove_file(directory.join(name)).map_err(|error| refuse("drop-box", format!("cannot be removed: {error}")))?;
+    match ingested {
+        Err(error @ StoreError::Pack(_)) => Err(refuse("pack", chain(&error))),
+        other => other.or_fail(),
+    }
+}
+
+fn open_regular(directory: &Path, name: &str) -> io::Result<File> {
+    // Without waiting: a FIFO that nobody writes to must not hold the keeper up.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(directory.join(name), flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_swept() {
+        let box_ = tempfile::tempdir().unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let fill = || {
+            for name in ["named", "other"] {
+                fs::write(box_.path().join(name), name).unwrap();
+            }
+            std::os::unix::fs::symlink("/etc", box_.path().join("link")).ok();
+        };
+        let names = || {
+            let mut names: Vec<String> = fs::read_dir(box_.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        };
+        fill();
+        sweep_directory(box_.path(), Some("named"), now + AGE_MAX / 2, false).unwrap();
+        assert_eq!(names(), ["link", "named", "other"]);
+        // Whoever brought it may say that it is from next year: that is not what counts.
+        let file = File::options().write(true).open(box_.path().join("other")).unwrap();
+        file.set_modified(UNIX_EPOCH + now + AGE_MAX * 365).unwrap();
+        sweep_directory(box_.path(), Some("named"), now + AGE_MAX * 2, false).unwrap();
+        assert_eq!(names(), ["named"]);
+        fill();
+        sweep_directory(box_.path(), Some("named"), now, true).unwrap();
+        assert_eq!(names(), ["named"]);
+        sweep_directory(box_.path(), None, now, true).unwrap();
+        assert!(names().is_empty());
+        assert!(Path::new("/etc").is_dir());
+    }
+
+    #[test]
+    fn what_is_opened() {
+        let box_ = tempfile::tempdir().unwrap();
+        fs::write(box_.path().join("file"), "x").unwrap();
+        std::os::unix::fs::symlink("file", box_.path().join("link")).unwrap();
+        let fifo = box_.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+        assert!(open_regular(box_.path(), "file").is_ok());
+        for bad in ["link", "fifo", "absent", "."] {
+            assert!(open_regular(box_.path(), bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! The drop box: a pack put there by the stock `sftp`, and taken from there by an order.
+
+use crate::orders::ssh;
+use anyhow::{Context as _, Result, ensure};
+use bulkhead_testkit::world::{App, World, noise};
+use std::{
+    fs,
+    io::Write as _,
+    process::{Command, Stdio},
+};
+
+pub(crate) const TESTS: &[(&str, crate::Test)] = &[
+    ("a_pack_put_by_stock_sftp", good_pack),
+    ("a_pack_over_a_base_and_one_that_lacks_something", partial_packs),
+    ("a_corrupted_pack_runs_nothing", corrupted),
+    ("what_is_no_pack_or_no_file_in_the_box", no_pack),
+    ("the_box_takes_and_gives_nothing", write_only),
+];
+
+const SERVE: &[&str] = &["serve", "3000"];
+const WEB: &str = "port = 3000\ndrain = \"1s\"\nstop = \"1s\"";
+const BOX: &str = "/var/lib/bulkhead/drop/in";
+
+/// Runs commands of the stock `sftp` on a node's drop box: exit code and all that it said.
+fn sftp(world: &World, node: &str, commands: &str) -> Result<(i32, String)> {
+    let ssh = ssh(world, node, "bulkhead-drop")?;
+    let mut words: Vec<_> = ssh.get_args().map(ToOwned::to_owned).collect();
+    words.retain(|word| word != "-T");
+    let address = words.pop().context("no address")?;
+    let mut child = Command::new("sftp")
+        .args(["-b", "-"])
+        .args(words)
+        .arg(address)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("sftp cannot be started")?;
+    child.stdin.take().context("no stdin")?.write_all(commands.as_bytes())?;
+    let output = child.wait_with_output()?;
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    Ok((output.status.code().unwrap_or(-1), said))
+}
+
+fn put(world: &World, node: &str, file: &str, name: &str) -> Result<()> {
+    let (code, said) = sftp(world, node, &format!("put {file} {name}\n"))?;
+    ensure!(code == 0, "put: {said}");
+    Ok(())
+}
+
+fn box_of(world: &World, node: &str) -> Result<String> {
+    world.on_node(node, &["ls", "-A", BOX])
+}
+
+fn pack(app: &App<'_>, file: &str, more: &[&str]) -> Result<String> {
+    let path = app.folder.join("..").join(file).display().to_string();
+    let ran = app.run(&[&["build", "--pack", &path, "-o", "json"], more].concat())?.expect(0)?;
+    ensure!(ran.json()?["pack"]["name"] == file, "{ran}");
+    Ok(path)
+}
+
+fn good_pack(world: &World) -> Result<()> {
+    let app = world.app("dropped", SERVE, WEB)?;
+    fs::write(app.folder.join("large.bin"), noise(5 << 20, 51))?;
+    let path = app.folder.join("../dropped.pack").display().to_string();
+    let ran = app.run(&["build", "--pack", &path])?.expect(0)?;
+    ran.says("sftp bulkhead-drop@")?.says("put")?.says("bulkhead deploy -e ENV --dropped dropped.pack")?;
+    for node in ["prod-1", "prod-2"] {
+        put(world, node, &path, "dropped.pack")?;
+    }
+    let deploy = ["deploy", "-e", "production", "--yes", "--dropped", "dropped.pack", "-o", "json"];
+    let ran = app.run(&deploy)?.expect(0)?;
+    for node in ran.json()?["nodes"].as_array().context("no nodes")? {
+        let sent = node["timings"]["sent_bytes"].as_u64().context("nothing said of bytes")?;
+        ensure!(sent < 1 << 20, "{sent} bytes were sent, which are in the pack: {ran}");
+    }
+    for node in ["prod-1", "prod-2"] {
+        app.serves(node, "1")?;
+        ensure!(!box_of(world, node)?.contains("dropped.pack"), "the pack is still there");
+    }
+    Ok(())
+}
+
+fn partial_packs(world: &World) -> Result<()> {
+    let app = world.app("dropped-part", SERVE, WEB)?;
+    fs::write(app.folder.join("large.bin"), noise(3 << 20, 52))?;
+    app.deploy("staging", 0)?;
+    let built = app.run(&["build", "-o", "json"])?.expect(0)?.json()?;
+    let base = built["image"].as_str().context("no image")?.to_owned();
+    app.write("version.txt", "2 of dropped-part")?;
+    let path = pack(&app, "part.pack", &["--base", &base[..12]])?;
+    let bytes = fs::metadata(&path)?.len();
+    ensure!(bytes < 1 << 20, "{bytes} bytes, though the base has nearly all");
+    app.run(&["build", "--pack", &path, "--base", "0123456789ab"])?.expect(3)?.says("0123456789ab")?;
+    // One more file changes after the pack was made: it is sent besides.
+    app.write("later.txt", "later of dropped-part")?;
+    put(world, "stage-1", &path, "part.pack")?;
+    app.run(&["deploy", "-e", "staging", "--yes", "--dropped", "part.pack"])?.expect(0)?;
+    app.serves("stage-1", "2 of dropped-part")?;
+    ensure!(app.get("stage-1", "/read/app/later.txt")?.1 == "later of dropped-part", "the later file is missing");
+    Ok(())
+}
+
+fn corrupted(world: &World) -> Result<()> {
+    let app = world.app("dropped-bad", SERVE, WEB)?;
+    app.deploy("staging", 0)?;
+    app.write("version.txt", "2 of dropped-bad")?;
+    fs::write(app.folder.join("zz.bin"), noise(200_000, 53))?;
+    let path = pack(&app, "bad.pack", &[])?;
+    let good = fs::read(&path)?;
+    let halved = good[..good.len() / 2].to_vec();
+    let mut flipped = good.clone();
+    // Within the noise, which is stored as it is: only its digest can tell.
+    let at = good.len() - 50_000;
+    flipped[at] ^= 1;
+    for bad in [flipped, halved, b"no pack at all".to_vec(), vec![]] {
+        fs::write(&path, bad)?;
+        put(world, "stage-1", &path, "bad.pack")?;
+        let ran = app.run(&["deploy", "-e", "staging", "--yes", "--dropped", "bad.pack"])?.expect(5)?;
+        ran.says("bad.pack")?.says("leave `--dropped` out")?;
+        app.serves("stage-1", "1")?;
+        ensure!(!box_of(world, "stage-1")?.contains("bad.pack"), "the bad pack is still there");
+    }
+    app.deploy("staging", 0)?;
+    app.serves("stage-1", "2 of dropped-bad")
+}
+
+fn no_pack(world: &World) -> Result<()> {
+    let app = world.app("dropped-not", SERVE, WEB)?;
+    app.write("own.txt", "of dropped-not")?;
+    let deploy = |name: &str| app.run(&["deploy", "-e", "staging", "--yes", "--dropped", name]);
+    for bad in ["../../policy/policy.json", "..", ".hidden", "a/b", ""] {
+        deploy(bad)?.expect(2)?.says("drop box")?;
+    }
+    deploy("absent.pack")?.expect(5)?.says("absent.pack")?.says("it is not there")?;
+    // What sftp cannot make, but root of the node could have.
+    world.on_node("stage-1", &["ln", "-s", "/etc/shadow", &format!("{BOX}/link.pack")])?;
+    world.on_node("stage-1", &["mkfifo", &format!("{BOX}/fifo.pack")])?;
+    for name in ["link.pack", "fifo.pack"] {
+        deploy(name)?.expect(5)?.says(name)?;
+    }
+    world.on_node("stage-1", &["rm", "-f", &format!("{BOX}/link.pack"), &format!("{BOX}/fifo.pack")])?;
+    ensure!(app.socket("stage-1").is_err(), "something runs");
+    Ok(())
+}
+
+fn write_only(world: &World) -> Result<()> {
+    let file = world.folder().join("some-file");
+    fs::write(&file, "some bytes")?;
+    put(world, "stage-1", &file.display().to_string(), "some-file")?;
+    let mine = world.folder().join("fetched");
+    for refused in [
+        format!("get some-file {}", mine.display()),
+        format!("get /etc/passwd {}", mine.display()),
+        "ls".into(),
+        "rm some-file".into(),
+        "rename some-file other".into(),
+        "mkdir folder".into(),
+        "symlink /etc/passwd link".into(),
+        "ln some-file hard".into(),
+        format!("put {} ../outside", file.display()),
+        format!("put {} /outside", file.display()),
+    ] {
+        let (code, said) = sftp(world, "stage-1", &format!("{refused}\n"))?;
+        // `sftp` counts a listing that was refused as done.
+        ensure!(code != 0 || said.contains("Permission denied"), "`{refused}` was done: {said}");
+    }
+    ensure!(!mine.exists() || fs::metadata(&mine)?.len() == 0, "something was fetched");
+    let left = box_of(world, "stage-1")?;
+    ensure!(left.contains("some-file") && !left.contains("other") && !left.contains("link"), "{left}");
+    world.on_node("stage-1", &["rm", "-f", &format!("{BOX}/some-file")])?;
+    Ok(())
+}
