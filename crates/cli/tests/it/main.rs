@@ -5,6 +5,7 @@
 
 mod errors;
 mod init;
+mod packages;
 
 use std::{
     path::{Path, PathBuf},

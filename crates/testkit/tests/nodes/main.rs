@@ -12,6 +12,7 @@ mod dropbox;
 mod hostile;
 mod left;
 mod lives;
+mod mishaps;
 mod orders;
 mod promoting;
 mod recovering;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
     all.extend(trials("cases", three, cases::TESTS, &steady));
     all.extend(trials("broken", three, broken::TESTS, &steady));
     all.extend(trials("dropbox", three, dropbox::TESTS, &steady));
+    all.extend(trials("mishaps", three, mishaps::TESTS, &steady));
     all.extend(trials("promoting", three, promoting::TESTS, &steady));
     all.extend(trials("left", three, left::TESTS, &steady));
     all.extend(trials("orders", three, orders::TESTS, &steady));
