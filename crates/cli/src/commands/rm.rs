@@ -3,8 +3,8 @@
 use crate::{
     Context,
     args::{Environment, OrderArgs},
-    error::{Error, Result},
-    left::{answered, command_line},
+    error::{Error, Kind, Result},
+    left::{Left, answered, command_line},
     orders::{Draft, carry_out, check_message},
     output::printable,
     session::{Session, app_of},
@@ -50,9 +50,15 @@ pub async fn run(context: &Context, args: &RmArgs) -> Result<()> {
     let ((statuses, left), signers) = (answered(answers)?, signers?);
     // A name that was mistyped would be done at once: there is nothing to remove.
     if statuses.iter().all(|(_, status)| app_of(status, &args.app).is_none()) {
-        let of = if left.is_empty() { "no node of" } else { "no node that answers of" };
-        return Err(Error::usage(format!("{of} `{environment}` knows an app `{}`", args.app))
-            .hint("`bulkhead ps` shows what runs"));
+        let error = match left.first() {
+            None => Error::usage(format!("no node of `{environment}` knows an app `{}`", args.app)),
+            // One that does not answer may.
+            Some(Left { error, .. }) => {
+                let message = format!("no node of `{environment}` that answers knows an app `{}`", args.app);
+                Error { causes: error.as_causes(), ..Error::new(Kind::Unreachable, message) }
+            }
+        };
+        return Err(error.hint("`bulkhead ps` shows what runs"));
     }
     let mut nodes = nodes;
     nodes.retain(|(name, _)| left.iter().all(|left| left.node != *name));

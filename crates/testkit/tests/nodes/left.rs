@@ -115,6 +115,10 @@ fn rm(world: &World) -> Result<()> {
     ran.says("prod-2 is left as it is")?.says("`bulkhead rm -e production left-over`")?;
     ensure!(app.socket("prod-1").is_err(), "still live on prod-1");
     app.serves("prod-2", "1")?;
+    // Whether the one that is away has such an app is not known; with all there, it is.
+    let mistyped = ["rm", "-e", "production", "left-ovre", "--yes"];
+    app.run(&[&mistyped[..], &["--fleet", &without]].concat())?.expect(4)?.says("that answers knows")?;
+    app.run(&mistyped)?.expect(2)?.says("no node of `production` knows")?;
     app.run(&["rm", "-e", "production", "left-over", "--yes"])?.expect(0)?;
     ensure!(app.socket("prod-2").is_err(), "still live on prod-2");
     Ok(())
