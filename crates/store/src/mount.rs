@@ -6,8 +6,10 @@
 //! system has fs-verity, the kernel re-checks what is read against the digest in the metadata.
 //!
 //! The metadata image is derived here from a document whose id was checked, never received: a
-//! hostile one would reach the kernel's parser. It is cached in the store's `metadata`, named
-//! `IMAGE.v1` by image and [`METADATA_FORMAT`], and is no identity: whoever doubts it removes it.
+//! hostile one would reach the kernel's parser. It is kept in the store's `metadata`, named
+//! `IMAGE.v2.BOOT` by image, [`METADATA_FORMAT`] and the boot that it was written in, and is no
+//! identity: whoever doubts it removes it. It is never synced, because writing it anew takes no longer:
+//! one of another boot may be torn by a power cut, so it is not looked at, and the next collection takes it.
 //!
 //! # Tiers
 //!
@@ -23,16 +25,14 @@
 //!
 //! Every mount is read-only, `nodev` and `nosuid`.
 
+mod metadata;
+
 use crate::store::{OBJECT_PERMISSIONS, Store, StoreError, object_name};
 use bulkhead_core::{
     FileDigest, ImageId,
-    image::{Image, Node},
+    image::{Image, ImageConfig, Node},
 };
-use composefs::{
-    erofs::writer::{ValidatedFileSystem, mkfs_erofs},
-    fsverity::{FsVerityHashValue, Sha256HashValue, measure_verity_opt},
-    tree::{Directory, FileSystem, Inode, LeafContent, RegularFile, Stat},
-};
+use composefs::fsverity::{Sha256HashValue, measure_verity_opt};
 use rustix::{
     fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags},
     io::Errno,
@@ -42,9 +42,9 @@ use rustix::{
     },
 };
 use std::{
-    collections::BTreeMap,
     ffi::OsStr,
-    fmt, fs, io,
+    fmt, fs,
+    io::{self, Write as _},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::{
@@ -56,7 +56,9 @@ use std::{
 };
 
 /// Changes when the same document would give another metadata image or tree.
-pub const METADATA_FORMAT: u32 = 1;
+pub const METADATA_FORMAT: u32 = 2;
+/// Few system calls, little memory.
+const WRITE_BYTES: usize = 256 << 10;
 /// Mounts over each other at one place that [`unmount`] takes away; there is one unless somebody else mounts too.
 const STACKED_MOUNTS_MAX: usize = 16;
 
@@ -102,14 +104,6 @@ pub enum MountError {
         #[source]
         source: StoreError,
     },
-    /// The document describes what a metadata image cannot hold.
-    #[error("cannot describe image {id} to the kernel: {reason}")]
-    Metadata {
-        /// Which image.
-        id: ImageId,
-        /// Why.
-        reason: String,
-    },
     /// The operating system refused.
     #[error("cannot {operation} {path}")]
     Io {
@@ -136,13 +130,13 @@ pub fn detect(store: &Store) -> Result<Facilities, MountError> {
     let _held = store.hold().map_err(|source| MountError::Store { id, source })?;
     let directory = store.temporary_path();
     fs::create_dir(&directory).map_err(failed("create", &directory))?;
-    let result = probe(store, id, &directory);
+    let result = probe(store, &directory);
     // A leftover is removed by the next collection.
     fs::remove_dir_all(&directory).ok();
     result
 }
 
-fn probe(store: &Store, id: ImageId, directory: &Path) -> Result<Facilities, MountError> {
+fn probe(store: &Store, directory: &Path) -> Result<Facilities, MountError> {
     let target = directory.join("target");
     fs::create_dir(&target).map_err(failed("create", &target))?;
     let file = directory.join("file");
@@ -150,8 +144,12 @@ fn probe(store: &Store, id: ImageId, directory: &Path) -> Result<Facilities, Mou
     let probed = fs::File::open(&file).map_err(failed("open", &file))?;
     let has_verity = composefs::fsverity::enable_verity_with_retry::<Sha256HashValue>(&probed).is_ok();
     let metadata = directory.join("metadata");
-    let erofs = mkfs(FileSystem::new(stat(0o755)), id)?;
-    fs::write(&metadata, erofs).map_err(failed("write", &metadata))?;
+    let nothing = Image::new(ImageConfig { platform: String::new(), allowed: vec![] }, vec![])
+        .expect("an image without entries breaks no rule");
+    let mut erofs = Vec::new();
+    metadata::write(&nothing, &mut erofs)
+        .and_then(|()| fs::write(&metadata, erofs))
+        .map_err(failed("write", &metadata))?;
     for tier in [Tier::File, Tier::Loop] {
         if mount_composefs(store, tier, &metadata, "probe", false, &target).is_ok() {
             unmount(&target)?;
@@ -173,14 +171,11 @@ pub fn mount(store: &Store, id: ImageId, target: &Path) -> Result<(), MountError
     }
     let in_store = |source| MountError::Store { id, source };
     let _held = store.hold().map_err(in_store)?;
-    let metadata = store.root().join("metadata").join(name(id));
+    let metadata = metadata_path(store, id);
     // The image is decoded only where something has to be derived from it.
     let image = || store.image(id).and_then(|image| image.ok_or(StoreError::NoImage { id })).map_err(in_store);
-    if !metadata.try_exists().map_err(failed("look at", &metadata))? {
-        // The image is let go before the tree is written: a node has little memory.
-        let tree = file_system(&image()?, id)?;
-        let erofs = mkfs(tree, id)?;
-        store.write_durably("metadata", &name(id), &erofs).map_err(in_store)?;
+    if !has_metadata(store, &metadata)? {
+        write_metadata(store, &image()?, &metadata)?;
     }
     let has_verity = has_verity(store);
     for tier in [Tier::File, Tier::Loop] {
@@ -191,8 +186,42 @@ pub fn mount(store: &Store, id: ImageId, target: &Path) -> Result<(), MountError
     mount_tree(store, &image()?, id, target)
 }
 
+/// Writes an image's metadata for a later [`mount`], which then asks for nothing else of the image: neither its
+/// document nor its objects need be in the store yet. `image` must be the one of this id. The caller keeps
+/// garbage collection off ([`Store::push`]).
+///
+/// # Errors
+/// [`MountError::Io`].
+pub fn prepare(store: &Store, id: ImageId, image: &Image) -> Result<(), MountError> {
+    let metadata = metadata_path(store, id);
+    if has_metadata(store, &metadata)? { Ok(()) } else { write_metadata(store, image, &metadata) }
+}
+
 fn name(id: ImageId) -> String {
     format!("{id}.v{METADATA_FORMAT}")
+}
+
+fn metadata_path(store: &Store, id: ImageId) -> PathBuf {
+    store.root().join("metadata").join(format!("{}.{}", name(id), store.boot()))
+}
+
+fn has_metadata(store: &Store, path: &Path) -> Result<bool, MountError> {
+    // Where the boot has no name, what is there may be another's.
+    Ok(!store.boot().is_empty() && path.try_exists().map_err(failed("look at", path))?)
+}
+
+fn write_metadata(store: &Store, image: &Image, path: &Path) -> Result<(), MountError> {
+    let temporary = store.temporary_path();
+    let write = || {
+        let mut out = io::BufWriter::with_capacity(WRITE_BYTES, fs::File::create_new(&temporary)?);
+        metadata::write(image, &mut out)?;
+        out.flush()?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(failed("write", path)).inspect_err(|_| {
+        // The error at hand says more than one about its remains, which the next collection removes.
+        fs::remove_file(&temporary).ok();
+    })
 }
 
 /// Whether objects have fs-verity enabled: it is so for all or for none, because the file system decides.
@@ -200,53 +229,6 @@ fn has_verity(store: &Store) -> bool {
     let Ok(Some(digest)) = store.any_object() else { return false };
     let measured = fs::File::open(store.object_path(&digest)).map(measure_verity_opt::<Sha256HashValue>);
     matches!(measured, Ok(Ok(Some(_))))
-}
-
-fn stat(mode: u16) -> Stat {
-    Stat { st_mode: mode.into(), st_uid: 0, st_gid: 0, st_mtim_sec: 0, st_mtim_nsec: 0, xattrs: BTreeMap::new() }
-}
-
-fn split(path: &[u8]) -> (&OsStr, &OsStr) {
-    let (parent, name) = match path.iter().rposition(|byte| *byte == b'/') {
-        Some(slash) => (&path[..slash], &path[slash + 1..]),
-        None => (&[][..], path),
-    };
-    (OsStr::from_bytes(parent), OsStr::from_bytes(name))
-}
-
-/// The image as composefs describes trees.
-fn file_system(image: &Image, id: ImageId) -> Result<FileSystem<Sha256HashValue>, MountError> {
-    let refused = |reason: String| MountError::Metadata { id, reason };
-    let mut tree = FileSystem::new(stat(0o755));
-    for entry in image.entries() {
-        let (parent, name) = split(&entry.path);
-        let inode = match &entry.node {
-            Node::Directory { mode } => Inode::Directory(Box::new(Directory::new(stat(*mode)))),
-            // The kernel asks for no contents of an empty file.
-            Node::File { mode, size_bytes: 0, .. } => {
-                let content = LeafContent::Regular(RegularFile::Inline(Box::default()));
-                Inode::leaf(tree.push_leaf(stat(*mode), content))
-            }
-            Node::File { mode, size_bytes, digest } => {
-                let hash = Sha256HashValue::from_hex(digest.to_string()).map_err(|error| refused(error.to_string()))?;
-                let content = LeafContent::Regular(RegularFile::External(hash, *size_bytes));
-                Inode::leaf(tree.push_leaf(stat(*mode), content))
-            }
-            Node::Symlink { target } => {
-                let content = LeafContent::Symlink(OsStr::from_bytes(target).into());
-                Inode::leaf(tree.push_leaf(stat(0o777), content))
-            }
-        };
-        let directory = tree.root.get_directory_mut(parent).map_err(|error| refused(error.to_string()))?;
-        directory.insert(name, inode);
-    }
-    Ok(tree)
-}
-
-fn mkfs(tree: FileSystem<Sha256HashValue>, id: ImageId) -> Result<Box<[u8]>, MountError> {
-    let tree =
-        ValidatedFileSystem::new(tree).map_err(|error| MountError::Metadata { id, reason: format!("{error:#}") })?;
-    Ok(mkfs_erofs(&tree))
 }
 
 fn attributes() -> MountAttrFlags {

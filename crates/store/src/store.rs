@@ -243,6 +243,12 @@ impl Store {
         }
     }
 
+    /// Names this boot; empty where that cannot be found out.
+    #[cfg(feature = "mount")]
+    pub(crate) fn boot(&self) -> &str {
+        &self.boot
+    }
+
     /// Keeps garbage collection off while something is derived from what is here.
     #[cfg(feature = "mount")]
     pub(crate) fn hold(&self) -> Result<File, StoreError> {

@@ -57,25 +57,35 @@ fn every_tier_shows_the_image() {
     let store = Store::open(&directory.path().join("store")).unwrap();
     let big = vec![7u8; 5 << 20];
     let long = "t".repeat(1500);
+    // Links that end a block, and directories of several blocks: what the metadata's writer has to place.
+    let lengths = (4060..4096).step_by(5);
+    let links = lengths.map(|length| entry(&format!("many/l{length}"), Node::Symlink { target: vec![b'l'; length] }));
+    let files = (0..1000).map(|number| entry(&format!("many/{number:040}"), file(0o644, b"#!\n")));
+    let mut many: Vec<_> = links.chain(files).collect();
+    many.push(entry("many", Node::Directory { mode: 0o755 }));
     let id = put(
         &store.push().unwrap(),
-        vec![
-            entry("bin", Node::Directory { mode: 0o755 }),
-            entry("bin/run", file(0o755, b"#!\n")),
-            entry("bin/again", file(0o644, b"#!\n")),
-            entry("empty", file(0o600, b"")),
-            entry("big", file(0o444, &big)),
-            entry("secret", Node::Directory { mode: 0o700 }),
-            entry("link", Node::Symlink { target: b"bin/run".to_vec() }),
-            entry("aa", file(0o644, b"the name of an object's directory")),
-            entry("long", Node::Symlink { target: long.clone().into_bytes() }),
-            entry("proc", Node::Directory { mode: 0o555 }),
-        ],
+        [
+            many,
+            vec![
+                entry("bin", Node::Directory { mode: 0o755 }),
+                entry("bin/run", file(0o755, b"#!\n")),
+                entry("bin/again", file(0o644, b"#!\n")),
+                entry("empty", file(0o600, b"")),
+                entry("big", file(0o444, &big)),
+                entry("secret", Node::Directory { mode: 0o700 }),
+                entry("link", Node::Symlink { target: b"bin/run".to_vec() }),
+                entry("aa", file(0o644, b"the name of an object's directory")),
+                entry("long", Node::Symlink { target: long.clone().into_bytes() }),
+                entry("proc", Node::Directory { mode: 0o555 }),
+            ],
+        ]
+        .concat(),
         &[b"#!\n", b"", &big, b"the name of an object's directory"],
     );
     let image = store.image(id).unwrap().unwrap();
     let facilities = detect(&store).unwrap();
-    let metadata = store.root().join("metadata").join(name(id));
+    let metadata = metadata_path(&store, id);
     let target = Mounted(directory.path().join("target"));
     let at = |path: &str| target.0.join(path);
     for tier in [None, Some(Tier::File), Some(Tier::Loop), Some(Tier::Tree)] {
@@ -109,7 +119,17 @@ fn every_tier_shows_the_image() {
         let mut names: Vec<_> =
             fs::read_dir(&target.0).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
-        assert_eq!(names, ["aa", "big", "bin", "empty", "link", "long", "proc", "secret"], "{tier:?}");
+        assert_eq!(names, ["aa", "big", "bin", "empty", "link", "long", "many", "proc", "secret"], "{tier:?}");
+        for entry in image.entries().iter().filter(|entry| entry.path.starts_with(b"many/")) {
+            let path = at(std::str::from_utf8(&entry.path).unwrap());
+            match &entry.node {
+                Node::Symlink { target } => {
+                    assert_eq!(fs::read_link(path).unwrap().as_os_str().as_bytes(), target, "{tier:?}");
+                }
+                _ => assert_eq!(fs::read(path).unwrap(), b"#!\n", "{tier:?}"),
+            }
+        }
+        assert_eq!(fs::read_dir(at("many")).unwrap().count(), 1008);
         let denied = fs::write(at("bin/run"), b"x").unwrap_err();
         assert_eq!(Errno::from_io_error(&denied), Some(Errno::ROFS), "{tier:?}");
         let flags = rustix::fs::statvfs(&target.0).unwrap().f_flag;

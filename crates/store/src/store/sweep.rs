@@ -153,9 +153,11 @@ impl Collection<'_> {
         let gone: HashSet<&ImageId> = collected.images.iter().collect();
         for directory in ["metadata", "trees"] {
             for name in store.names(directory)? {
-                // Named by image and, after a dot, by format.
+                // Named by image and, after dots, by format and boot.
                 let id = name.split('.').next().and_then(|id| id.parse().ok());
-                if id.is_some_and(|id: ImageId| gone.contains(&id) || !here.contains(&id)) {
+                let is_of_another_boot = directory == "metadata" && !name.ends_with(&format!(".{}", store.boot));
+                let is_left = |id: ImageId| is_of_another_boot || gone.contains(&id) || !here.contains(&id);
+                if id.is_some_and(is_left) {
                     store.remove(directory, &name)?;
                 }
             }
