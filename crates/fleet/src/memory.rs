@@ -9,13 +9,14 @@
 //! node and never a wrong result, so reading never fails. Documents are checked
 //! against their id when read.
 
-use bulkhead_core::{AppName, FleetName, ImageId, NodeName};
+use bulkhead_core::{AppName, FleetName, ImageId, NodeName, image::Image};
 use bulkhead_wire::Position;
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
     io::Write as _,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
 
@@ -23,11 +24,25 @@ use std::{
 const IMAGES_MAX: usize = 8;
 /// How many documents are kept; each is a few megabytes at most in practice.
 const DOCUMENTS_MAX: usize = 64;
+/// How many decoded images a process keeps: a plan and a push look at the same ones, those that run now.
+const DECODED_MAX: usize = 4;
 
 /// A directory of memories. Several processes may use it at once.
 #[derive(Debug, Clone)]
 pub struct Memory {
     root: PathBuf,
+    decoded: Arc<Mutex<Vec<Arc<KnownImage>>>>,
+}
+
+/// An image whose document this machine has.
+#[derive(Debug)]
+pub struct KnownImage {
+    /// Which.
+    pub id: ImageId,
+    /// Its document.
+    pub document: Arc<Vec<u8>>,
+    /// What the document says.
+    pub image: Image,
 }
 
 /// What is remembered of an app on a node.
@@ -66,7 +81,7 @@ impl Memory {
     /// In this directory, made when first written to.
     #[must_use]
     pub fn at(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), decoded: Arc::default() }
     }
 
     fn app_path(&self, fleet: &FleetName, node: &NodeName, app: &AppName) -> PathBuf {
@@ -122,6 +137,22 @@ impl Memory {
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
     }
 
+    /// A known image, decoded: the newest few once in a process.
+    #[must_use]
+    pub fn image(&self, id: ImageId) -> Option<Arc<KnownImage>> {
+        // Whoever comes for it while it is being decoded waits rather than do the same.
+        let mut decoded = self.decoded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = decoded.iter().find(|known| known.id == id) {
+            return Some(Arc::clone(known));
+        }
+        let document = self.document(id)?;
+        let image = Image::decode(&document).ok()?;
+        let known = Arc::new(KnownImage { id, document: Arc::new(document), image });
+        decoded.truncate(DECODED_MAX - 1);
+        decoded.insert(0, Arc::clone(&known));
+        Some(known)
+    }
+
     /// Keeps an image's document, and drops those that were not used for longest.
     ///
     /// # Errors
@@ -164,6 +195,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), MemoryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bulkhead_core::image::ImageConfig;
 
     fn names() -> (FleetName, NodeName, AppName) {
         ("f".parse().unwrap(), "n".parse().unwrap(), "a".parse().unwrap())
@@ -201,6 +233,29 @@ mod tests {
         assert!(memory.document(last).is_some());
         fs::write(memory.document_path(last), b"damaged").unwrap();
         assert_eq!(memory.document(last), None);
+    }
+
+    #[test]
+    fn images_are_decoded_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let memory = Memory::at(directory.path());
+        let image = |n: usize| {
+            let config = ImageConfig { platform: format!("test/{n}"), allowed: vec![] };
+            Image::new(config, vec![]).unwrap()
+        };
+        for n in 0..DECODED_MAX + 2 {
+            memory.keep_document(image(n).id(), &image(n).encode()).unwrap();
+            let known = memory.image(image(n).id()).unwrap();
+            assert_eq!((known.id, &known.image), (image(n).id(), &image(n)));
+            assert_eq!(*known.document, image(n).encode());
+        }
+        // The newest few are there also where their documents are not any more.
+        fs::remove_dir_all(directory.path().join("documents")).unwrap();
+        for n in 0..DECODED_MAX + 2 {
+            assert_eq!(memory.clone().image(image(n).id()).is_some(), n >= 2, "{n}");
+        }
+        memory.keep_document(ImageId::of(b"no document"), b"no document").unwrap();
+        assert!(memory.image(ImageId::of(b"no document")).is_none());
     }
 
     #[test]

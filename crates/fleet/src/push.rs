@@ -368,7 +368,8 @@ impl Pushing<'_> {
         // While one connects, the order is made and the first packs are begun.
         let mut expected = self.expect(&self.remembered);
         let prepared = async {
-            let spool = self.pack(&expected.items).await?;
+            // The packed document is kept for when it is sent.
+            let (spool, ()) = tokio::try_join!(self.pack(&expected.items), self.pack_document(&expected))?;
             Ok((line.order(next(&self.remembered.position)).await, spool))
         };
         let connecting = async {
@@ -467,6 +468,13 @@ impl Pushing<'_> {
         let is_near = self.remembered.round_trip_us.is_some_and(|us| Duration::from_micros(us) < NEAR);
         let options = if is_near { payload.options.fast() } else { payload.options };
         packs.pack(items, options, &|progress| self.tell(progress)).await.map(Some)
+    }
+
+    async fn pack_document(&self, expected: &Expected) -> Result<(), Arc<SpoolError>> {
+        match self.packs {
+            Some(packs) => packs.document(expected.base.as_ref()).await.map(drop),
+            None => Ok(()),
+        }
     }
 
     fn pack_error(&self, source: Arc<SpoolError>) -> PushError {

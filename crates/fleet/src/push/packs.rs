@@ -4,13 +4,17 @@
 //! number of senders while it grows, so encoding and sending overlap, memory is
 //! bounded, and a slow node holds up nobody.
 
-use bulkhead_core::{FileDigest, ImageId, image::Image};
+use bulkhead_core::{
+    FileDigest, ImageId,
+    image::{Image, Node, compare_paths},
+};
 use bulkhead_store::{
     cache::CacheError,
     pack::{self, Chain, Contents, Item, Nothing, Options, PackError},
 };
 use bulkhead_wire::distinct_objects;
 use std::{
+    cmp::Ordering,
     collections::{HashMap, HashSet},
     fs::File,
     io::{self, Write},
@@ -24,11 +28,13 @@ use tokio::{
 };
 
 use super::{FetchError, Payload, Progress, fetch::Source};
-use crate::memory::{Memory, Remembered};
+use crate::memory::{KnownImage, Memory, Remembered};
 
 /// An image of at most this size goes whole to a node of which nothing is remembered, which spares a round trip;
 /// of a larger one the node is first asked what it misses.
 const BLIND_MAX_BYTES: u64 = 1 << 20;
+/// Up to this much that the newest image has not is sent without a look at the older ones, where a few of it may be.
+const OLDER_IMAGES_MIN_BYTES: u64 = 16 << 10;
 /// A node's images whose files may serve as bases: the newest are the most alike.
 const BASE_IMAGES_MAX: usize = 4;
 
@@ -43,29 +49,31 @@ pub(super) struct Expected {
 
 /// Compares the payload with what is remembered of a node.
 pub(super) fn expect(payload: &Payload, memory: &Memory, remembered: &Remembered) -> Expected {
-    let mut images = Vec::new();
-    let mut base = None;
-    for id in remembered.images.iter().take(BASE_IMAGES_MAX) {
-        let Some(document) = memory.document(*id) else { continue };
-        let Ok(image) = Image::decode(&document) else { continue };
-        if base.is_none() {
-            base = Some((*id, Arc::new(document)));
-        }
-        images.push(image);
-    }
+    let mut known = remembered.images.iter().take(BASE_IMAGES_MAX).filter_map(|id| memory.image(*id));
+    let mut images: Vec<Arc<KnownImage>> = known.next().into_iter().collect();
     if images.is_empty() && payload.image.size_bytes() > BLIND_MAX_BYTES {
         return Expected::default();
     }
-    let held: HashSet<FileDigest> = images.iter().flat_map(Image::files).map(|(_, _, digest)| digest).collect();
+    let base = images.first().map(|newest| (newest.id, Arc::clone(&newest.document)));
+    let mut items = match images.first() {
+        Some(newest) => without_held(differing(&payload.image, &newest.image), &newest.image),
+        None => payload.image.files().collect(),
+    };
+    // Each older image costs as much to read as it takes to send this.
+    if items.iter().map(|(_, size_bytes, _)| size_bytes).sum::<u64>() > OLDER_IMAGES_MIN_BYTES {
+        for older in known {
+            items = without_held(items, &older.image);
+            images.push(older);
+        }
+    }
     let mut seen = HashSet::new();
-    let items = payload
-        .image
-        .files()
-        .filter(|(_, _, digest)| !held.contains(digest) && seen.insert(*digest))
+    let items = items
+        .into_iter()
+        .filter(|(_, _, digest)| seen.insert(*digest))
         .map(|(path, size_bytes, digest)| {
             // What was at the same path before, if this machine still has it.
-            let before = images.iter().find_map(|image| match image.get(path)?.node {
-                bulkhead_core::image::Node::File { digest, .. } => Some(digest),
+            let before = images.iter().find_map(|known| match known.image.get(path)?.node {
+                Node::File { digest, .. } => Some(digest),
                 _ => None,
             });
             let base = before.filter(|digest| payload.cache.as_ref().is_some_and(|cache| cache.has(digest)));
@@ -73,6 +81,33 @@ pub(super) fn expect(payload: &Payload, memory: &Memory, remembered: &Remembered
         })
         .collect();
     Expected { base, items }
+}
+
+/// A file's path, size and digest.
+type Listed<'a> = (&'a [u8], u64, FileDigest);
+
+/// The files of an image that another has not at the same path: both are sorted, so this is one walk.
+fn differing<'a>(image: &'a Image, other: &Image) -> Vec<Listed<'a>> {
+    let mut others = other.files().peekable();
+    let mut is_there = |path: &[u8], digest: FileDigest| {
+        while others.peek().is_some_and(|(there, ..)| compare_paths(there, path) == Ordering::Less) {
+            others.next();
+        }
+        others.peek().is_some_and(|(there, _, found)| *there == path && *found == digest)
+    };
+    image.files().filter(|(path, _, digest)| !is_there(path, *digest)).collect()
+}
+
+/// Those that another image has not at any path.
+fn without_held<'a>(files: Vec<Listed<'a>>, other: &Image) -> Vec<Listed<'a>> {
+    if files.is_empty() {
+        return files;
+    }
+    // These are few as a rule, and the other's are many: a set of all of them would cost more than all the rest.
+    let looked_for: HashSet<FileDigest> = files.iter().map(|(_, _, digest)| *digest).collect();
+    let held: HashSet<FileDigest> =
+        other.files().map(|(_, _, digest)| digest).filter(|digest| looked_for.contains(digest)).collect();
+    files.into_iter().filter(|(_, _, digest)| !held.contains(digest)).collect()
 }
 
 /// The objects that a node says are missing. They go whole: what it was thought to have, it has not.
@@ -322,7 +357,56 @@ impl AsyncRead for SpoolReader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bulkhead_core::{
+        image::{Entry, ImageConfig},
+        verity,
+    };
     use tokio::io::AsyncReadExt as _;
+
+    /// An image of these files: path, contents by number, and length.
+    fn image(files: &[(&str, u8, u64)]) -> Image {
+        let node = |n: u8, size_bytes| Node::File { mode: 0o644, size_bytes, digest: verity::digest(&[n]) };
+        let entry =
+            |(path, n, size_bytes): &(&str, u8, u64)| Entry { path: (*path).into(), node: node(*n, *size_bytes) };
+        Image::new(ImageConfig { platform: "test".into(), allowed: vec![] }, files.iter().map(entry).collect()).unwrap()
+    }
+
+    #[test]
+    fn what_a_node_is_expected_to_miss() {
+        let directory = tempfile::tempdir().unwrap();
+        let memory = Memory::at(directory.path());
+        let check = |images: &[Image], wanted: &Image, expected: &[u8]| {
+            let mut remembered = Remembered::default();
+            for image in images {
+                memory.keep_document(image.id(), &image.encode()).unwrap();
+                remembered.add_image(image.id());
+            }
+            let payload = Payload {
+                document: Arc::new(wanted.encode()),
+                image: Arc::new(wanted.clone()),
+                contents: Arc::new(Nothing),
+                cache: None,
+                holders: None,
+                options: Options::default(),
+            };
+            let found = expect(&payload, &memory, &remembered);
+            let digests: Vec<FileDigest> = found.items.iter().map(|item| item.digest).collect();
+            assert_eq!(digests, expected.iter().map(|n| verity::digest(&[*n])).collect::<Vec<_>>());
+            assert_eq!(found.base.map(|(id, _)| id), images.last().map(Image::id));
+        };
+        let big = OLDER_IMAGES_MIN_BYTES + 1;
+        let wanted = image(&[("a", 1, 10), ("b", 2, big), ("c", 3, 10), ("d", 1, 10), ("e", 3, 10)]);
+        check(&[], &wanted, &[1, 2, 3]);
+        check(&[image(&[])], &wanted, &[1, 2, 3]);
+        check(std::slice::from_ref(&wanted), &wanted, &[]);
+        // Moved, with others before and after.
+        check(&[image(&[("0", 9, 1), ("b2", 2, big), ("z", 3, 10)])], &wanted, &[1]);
+        // What differs at its path may be there at another.
+        check(&[image(&[("a", 3, 10), ("b", 2, big), ("c", 1, 10)])], &wanted, &[]);
+        // An older image is looked at where much is at stake, and only there.
+        check(&[image(&[("x", 2, big), ("y", 1, 10)]), image(&[("c", 3, 10)])], &wanted, &[]);
+        check(&[image(&[("y", 1, 10)]), image(&[("b", 2, big), ("c", 3, 10)])], &wanted, &[1]);
+    }
 
     fn spool() -> (SpoolWriterParts, Arc<Spool>) {
         let file = Arc::new(tempfile::tempfile().unwrap());
