@@ -15,6 +15,7 @@ use bulkhead_core::{
 };
 use bulkhead_fleet::{
     NodeClient, NodeError,
+    memory::KnownImage,
     push::{Early, Payload},
 };
 use bulkhead_image::{BuildError, BuildRequest, Built, ErrorKind, Phase, Sources};
@@ -141,6 +142,27 @@ pub fn present(node: NodeName, status: &NodeStatus, app: &AppName) -> Present {
     }
 }
 
+/// What a node's history of an app says of it. It costs a node a fraction of what its status does, for which it
+/// measures disks and volumes.
+#[must_use]
+pub fn present_by_history(node: NodeName, releases: &[Release]) -> Present {
+    let live = live_of(releases);
+    let mut images: Vec<ImageId> = Vec::new();
+    for release in releases.iter().rev().filter(|release| release.image_present) {
+        images.extend(release.image.filter(|image| !images.contains(image)));
+    }
+    Present {
+        node,
+        by: KnownBy::Asked,
+        // A history has every order that was accepted.
+        counter: releases.last().map_or(0, |release| release.number),
+        live: live.map(|release| release.number),
+        image: live.and_then(|release| release.image),
+        services: live.map(|release| release.services.clone()),
+        images,
+    }
+}
+
 /// What this machine remembers of an app, without asking anyone.
 #[must_use]
 pub fn remembered(session: &Session, nodes: &[(NodeName, FleetNode)], app: &AppName) -> Vec<Present> {
@@ -221,16 +243,10 @@ pub fn plan_over(
     present: &[Present],
     left: &[Left],
 ) -> Plan {
-    let mut images: BTreeMap<ImageId, Image> = BTreeMap::new();
     let base = |node: &Present| node.image.or(node.images.first().copied());
-    for id in present.iter().filter_map(base).filter(|id| *id != wanted_id) {
-        if images.contains_key(&id) {
-            continue;
-        }
-        if let Some(image) = session.memory.document(id).and_then(|document| Image::decode(&document).ok()) {
-            images.insert(id, image);
-        }
-    }
+    let ids: BTreeSet<ImageId> = present.iter().filter_map(base).filter(|id| *id != wanted_id).collect();
+    let images: BTreeMap<ImageId, Arc<KnownImage>> =
+        ids.into_iter().filter_map(|id| Some((id, session.memory.image(id)?))).collect();
     let known: Vec<Known<'_>> = present
         .iter()
         .map(|node| Known {
@@ -239,7 +255,7 @@ pub fn plan_over(
             counter: node.counter,
             live: node.live,
             image_id: node.image.map(|id| id.to_string()),
-            image: base(node).and_then(|id| images.get(&id)),
+            image: base(node).and_then(|id| images.get(&id)).map(|known| &known.image),
             services: node.services.clone(),
             holds_wanted: node.images.contains(&wanted_id),
         })

@@ -109,7 +109,13 @@ async fn present(
     yes: bool,
 ) -> Result<Asked> {
     if yes {
-        Ok(Asked { early, present: remembered(session, nodes, &app.manifest.app), left: vec![] })
+        let present = remembered(session, nodes, &app.manifest.app);
+        let (memory, images) =
+            (session.memory.clone(), present.iter().filter_map(|node| node.image).collect::<Vec<_>>());
+        // The plan and the push read these; here nothing waits for it.
+        let reading = tokio::task::spawn_blocking(move || images.into_iter().for_each(|id| drop(memory.image(id))));
+        reading.await.ok();
+        Ok(Asked { early, present, left: vec![] })
     } else {
         asked_over(session, early, &app.manifest.app).await
     }

@@ -3,7 +3,7 @@
 use crate::{
     Context,
     args::{Environment, OrderArgs},
-    deployment::{Present, document_of_held, live_of, payload_of_held, plan_over, present},
+    deployment::{Present, document_of_held, live_of, payload_of_held, plan_over, present_by_history, remembered},
     error::{Error, Kind, Result},
     left::{answered, command_line},
     orders::{Draft, carry_out, check_message},
@@ -12,12 +12,16 @@ use crate::{
 };
 use bulkhead_core::{
     AppName, ImageId, NodeName,
+    fleet::FleetNode,
     order::{Action, Run, ServiceSpec},
 };
-use bulkhead_fleet::push::Early;
+use bulkhead_fleet::{memory::KnownImage, push::Early};
 use bulkhead_wire::{Outcome, Release};
 use clap::Args;
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
+
+/// The images that ran last, of which a rollback most likely needs two.
+const IMAGES_AHEAD: usize = 2;
 
 /// Runs an earlier release again, as an order like any other
 ///
@@ -69,26 +73,23 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
     let app = args.app.clone();
     let asking = session.ask_over(early, move |client| {
         let app = app.clone();
-        async move { tokio::try_join!(client.releases(Some(app)), client.status()) }
+        async move { client.releases(Some(app)).await }
     });
-    let ((mut early, answers), signers) = tokio::join!(asking, session.signers(environment));
+    let ((mut early, answers), signers, ()) =
+        tokio::join!(asking, session.signers(environment), read_ahead(&session, &nodes, &args.app));
     let signers = signers?;
-    let mut histories = Vec::new();
-    let mut known = Vec::new();
-    let (answers, left) = answered(answers)?;
+    let (histories, left) = answered(answers)?;
     if let Some(left) = left.iter().find(|left| Some(&left.node) == args.node.as_ref()) {
         return Err(left.error.clone());
     }
-    for (node, (releases, status)) in answers {
-        known.push(present(node.clone(), &status, &args.app));
-        histories.push((node, releases));
-    }
+    let known: Vec<Present> =
+        histories.iter().map(|(node, releases)| present_by_history(node.clone(), releases)).collect();
 
     let chosen = choose(&args.app, args.release, args.node.as_ref(), &histories)?;
     let holds = |node: &NodeName| known.iter().any(|it| it.node == *node && it.images.contains(&chosen.image));
     let holders: Vec<_> = nodes.iter().filter(|(name, _)| holds(name)).cloned().collect();
     let names: Vec<NodeName> = holders.iter().map(|(name, _)| name.clone()).collect();
-    let document = document_of_held(&session, chosen.image, &mut early, &names).await;
+    let held = known_image(&session, chosen.image, &mut early, &names).await;
     learn_live(&session, &known, &mut early).await;
     let nodes: Vec<_> = nodes.into_iter().filter(|(name, _)| chosen.nodes.contains(name)).collect();
     early.retain(|name, _| chosen.nodes.contains(name));
@@ -99,7 +100,7 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
         app: &args.app,
         environment,
         image_id: &chosen.image.to_string(),
-        image: document.as_ref().ok().map(|(_, image)| image),
+        image: held.as_ref().ok().map(|held| &held.image),
         services: &chosen.services,
         origin: Some(&origin),
     };
@@ -111,8 +112,8 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
     let payload = if present.iter().all(|known| known.images.contains(&chosen.image)) {
         None
     } else {
-        let (document, image) = document?;
-        Some(payload_of_held(context, &session, document, image, &holders)?)
+        let held = held?;
+        Some(payload_of_held(context, &session, held.document.to_vec(), held.image.clone(), &holders)?)
     };
     let number = chosen.number.to_string();
     let again = ["rollback", "-e", environment.as_str(), args.app.as_str(), &number, "--node", chosen.of.as_str()];
@@ -136,11 +137,34 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
     carry_out(context, &session, &signers, draft, Some(plan), &args.order).await
 }
 
+/// Reads what this machine has of the images that ran last, while the nodes are asked: the plan looks at two of them.
+async fn read_ahead(session: &Session, nodes: &[(NodeName, FleetNode)], app: &AppName) {
+    let remembered = remembered(session, nodes, app).into_iter();
+    let images: BTreeSet<ImageId> = remembered.flat_map(|node| node.images.into_iter().take(IMAGES_AHEAD)).collect();
+    let memory = session.memory.clone();
+    let reading = move || images.into_iter().take(IMAGES_AHEAD).for_each(|image| drop(memory.image(image)));
+    tokio::task::spawn_blocking(reading).await.ok();
+}
+
+/// An image that was not built here: see [`document_of_held`].
+async fn known_image(
+    session: &Session,
+    id: ImageId,
+    early: &mut Early,
+    holders: &[NodeName],
+) -> Result<Arc<KnownImage>> {
+    if let Some(known) = session.memory.image(id) {
+        return Ok(known);
+    }
+    let (document, image) = document_of_held(session, id, early, holders).await?;
+    Ok(Arc::new(KnownImage { id, document: Arc::new(document), image }))
+}
+
 /// Gets the documents of live images that this machine does not know, so that the plan can say which files change.
 async fn learn_live(session: &Session, known: &[Present], early: &mut Early) {
     for (node, image) in known.iter().filter_map(|known| Some((&known.node, known.image?))) {
         // Without it the plan says less, which is no reason to fail.
-        document_of_held(session, image, early, std::slice::from_ref(node)).await.ok();
+        known_image(session, image, early, std::slice::from_ref(node)).await.ok();
     }
 }
 
@@ -333,5 +357,18 @@ mod tests {
             choose(&app, Some(3), Some(&node("b")), &histories).unwrap_err().message.contains("b has no release 3")
         );
         assert!(choose(&app, None, Some(&node("c")), &histories).is_err());
+    }
+
+    #[test]
+    fn what_a_history_says_of_a_node() {
+        let gone = Release { image_present: false, ..release(1, 1, Outcome::Done, false) };
+        let history = [gone, release(2, 2, Outcome::Done, false), release(3, 3, Outcome::Done, true)];
+        let history = [&history[..], &[release(4, 2, failed(), false), release(5, 0, Outcome::Done, false)]].concat();
+        let present = present_by_history("n".parse().unwrap(), &history);
+        assert_eq!((present.counter, present.live, present.image), (5, Some(3), Some(ImageId([3; 32]))));
+        assert_eq!(present.images, [ImageId([2; 32]), ImageId([3; 32])]);
+        assert!(present.services.is_some());
+        let nothing = present_by_history("n".parse().unwrap(), &[]);
+        assert_eq!((nothing.counter, nothing.live, nothing.services), (0, None, None));
     }
 }
