@@ -27,7 +27,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
     cmp::Ordering,
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap},
 };
 
 /// How many changed paths are kept as examples.
@@ -234,8 +234,24 @@ fn node_plan(wanted: Wanted<'_>, known: &Known<'_>) -> NodePlan {
 }
 
 fn new_bytes(from: Option<&Image>, to: &Image) -> u64 {
-    let mut seen: HashSet<_> = from.iter().flat_map(|image| image.files()).map(|(_, _, digest)| digest).collect();
-    to.files().filter(|(_, _, digest)| seen.insert(*digest)).map(|(_, size_bytes, _)| size_bytes).sum()
+    let Some(from) = from else { return to.distinct_objects().iter().map(|(_, size_bytes)| size_bytes).sum() };
+    // What is at the same path in both needs no look at the others; that is nearly all as a rule.
+    let mut old = from.files().peekable();
+    let mut is_there = |path: &[u8], digest| {
+        while old.next_if(|(there, ..)| compare_paths(there, path) == Ordering::Less).is_some() {}
+        old.peek().is_some_and(|(there, _, found)| *there == path && *found == digest)
+    };
+    let mut new: HashMap<_, u64> = to
+        .files()
+        .filter(|(path, _, digest)| !is_there(path, *digest))
+        .map(|(_, size_bytes, digest)| (digest, size_bytes))
+        .collect();
+    if !new.is_empty() {
+        from.files().for_each(|(_, _, digest)| {
+            new.remove(&digest);
+        });
+    }
+    new.into_values().sum()
 }
 
 /// What changes between two images.
