@@ -274,9 +274,10 @@ fn build_once(request: &BuildRequest<'_>, keyring: &Keyring, now_seconds: u64) -
     let config =
         ImageConfig { platform: section.platform.as_str().into(), allowed: allowed(&verdict.allowed, section) };
     report.allowed = verdict.allowed;
-    let mut sources = Sources::default();
-    let mut entries = Vec::new();
-    for (path, node) in tree.into_nodes() {
+    let nodes = tree.into_nodes();
+    let mut sources = Sources::with_capacity(nodes.len());
+    let mut entries = Vec::with_capacity(nodes.len());
+    for (path, node) in nodes {
         let node = match node.kind {
             Kind::Directory => image::Node::Directory { mode: 0o755 },
             Kind::Symlink { target } => image::Node::Symlink { target },

@@ -33,8 +33,10 @@ use std::{
 
 /// The kernel reads 256 bytes of a script's first line.
 const SHEBANG_MAX_BYTES: u64 = 256;
-/// Version tables and string tables beyond this are not of a real library.
-const TABLE_MAX_BYTES: u64 = 16 << 20;
+/// Version tables beyond this are not of a real library: glibc's own are a few kilobytes.
+const TABLE_MAX_BYTES: u64 = 256 << 10;
+/// Names of libraries and versions, and lists of folders, are no longer.
+const NAME_MAX_BYTES: u64 = 64 << 10;
 /// Where the shell's absence leaves a program without a slash to be found.
 const PROGRAM_DIRECTORIES: [&str; 3] = ["usr/bin", "usr/local/bin", "bin"];
 
@@ -517,16 +519,20 @@ fn read_headers<'a, R: ReadRef<'a>>(data: R) -> Result<Headers, object::read::Er
     let header = elf::FileHeader64::<Endianness>::parse(data)?;
     let endian = header.endian()?;
     let segments = header.program_headers(endian, data)?;
-    // A table that begins at an address: all of its segment from there, or as much as is sensible.
-    let table = |address: u64| -> Option<&'a [u8]> {
+    // Where in the file an address is, and how much of its segment follows.
+    let place = |address: u64| -> Option<(u64, u64)> {
         let segment = segments.iter().find(|segment| {
             segment.p_type(endian) == elf::PT_LOAD
                 && address >= segment.p_vaddr(endian)
                 && address - segment.p_vaddr(endian) < segment.p_filesz(endian)
         })?;
         let into = address - segment.p_vaddr(endian);
-        let length = (segment.p_filesz(endian) - into).min(TABLE_MAX_BYTES);
-        data.read_bytes_at(segment.p_offset(endian) + into, length).ok()
+        Some((segment.p_offset(endian).checked_add(into)?, segment.p_filesz(endian) - into))
+    };
+    // A table that begins at an address: all of its segment from there, or as much as is sensible.
+    let table = |address: u64| -> Option<&'a [u8]> {
+        let (offset, length) = place(address)?;
+        data.read_bytes_at(offset, length.min(TABLE_MAX_BYTES)).ok()
     };
     let mut headers = Headers::default();
     let mut dynamic: &[elf::Dyn64<Endianness>] = &[];
@@ -540,11 +546,17 @@ fn read_headers<'a, R: ReadRef<'a>>(data: R) -> Result<Headers, object::read::Er
     }
     let value =
         |tag: elf::DynamicTag| dynamic.iter().find(|entry| entry.tag(endian) == tag).map(|entry| entry.val(endian));
-    let strings = value(elf::DT_STRTAB).and_then(table).unwrap_or_default();
-    let strings = &strings[..strings.len().min(usize::try_from(value(elf::DT_STRSZ).unwrap_or(0)).unwrap_or(0))];
+    // Not read whole: a runtime's is megabytes of names that it exports.
+    let strings = value(elf::DT_STRTAB).and_then(place).map(|(offset, length)| {
+        let length = length.min(value(elf::DT_STRSZ).unwrap_or(0));
+        offset..offset.saturating_add(length)
+    });
     let text = |at: u64| -> String {
-        let rest = usize::try_from(at).ok().and_then(|at| strings.get(at..)).unwrap_or_default();
-        String::from_utf8_lossy(rest.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
+        let found = strings.as_ref().and_then(|strings| {
+            let start = strings.start.checked_add(at).filter(|start| *start < strings.end)?;
+            data.read_bytes_at_until(start..strings.end.min(start.saturating_add(NAME_MAX_BYTES)), 0).ok()
+        });
+        String::from_utf8_lossy(found.unwrap_or_default()).into_owned()
     };
     let paths = |at: u64| text(at).split(':').filter(|path| !path.is_empty()).map(str::to_owned).collect();
     for entry in dynamic {

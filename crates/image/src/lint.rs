@@ -374,9 +374,8 @@ impl Lint<'_> {
         if file.facts.npm_token {
             self.refuse(Rule::NpmToken, path, "holds an access token: exclude it");
         }
-        let name = String::from_utf8_lossy(name);
-        let is_example = ENV_EXAMPLES.iter().any(|example| name.ends_with(example));
-        if name == ".env" || (name.starts_with(".env.") && !is_example) {
+        let is_example = ENV_EXAMPLES.iter().any(|example| name.ends_with(example.as_bytes()));
+        if name == b".env" || (name.starts_with(b".env.") && !is_example) {
             self.refuse(Rule::EnvFile, path, "is a file of settings that tend to be secret: exclude it, use `env`");
         }
         let is_machine_id = path == b"etc/machine-id" || path == b"var/lib/dbus/machine-id";
@@ -394,10 +393,11 @@ impl Lint<'_> {
         }
         // Only the app's own: what its dependencies ship is theirs to trim.
         let Some(inside) = path.strip_prefix(self.app) else { return };
-        let parts: Vec<&[u8]> = inside.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).collect();
-        if parts.contains(&b"node_modules".as_slice()) {
+        let parts = || inside.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
+        if parts().any(|part| part == b"node_modules") {
             return;
         }
+        let parts: Vec<&[u8]> = parts().collect();
         let is_tests = |part: &&[u8]| matches!(*part, b"test" | b"tests" | b"__tests__" | b"spec");
         if let Some(at) = parts[..parts.len().saturating_sub(1)].iter().position(is_tests) {
             let folder = [self.app, b"/", &parts[..=at].join(&b'/')].concat();
@@ -409,8 +409,9 @@ impl Lint<'_> {
 
 /// Whether programs are looked for there, by name.
 fn is_program_directory(path: &[u8]) -> bool {
-    matches!(parent(path), Some(b"usr/bin" | b"usr/sbin" | b"usr/local/bin" | b"usr/local/sbin"))
-        || parent(path).is_some_and(|directory| directory.ends_with(b"/.bin"))
+    let directory = parent(path).unwrap_or_default();
+    matches!(directory, b"usr/bin" | b"usr/sbin" | b"usr/local/bin" | b"usr/local/sbin")
+        || directory.ends_with(b"/.bin")
 }
 
 /// Whether a relative target has more `..` than there are directories above the link.

@@ -189,7 +189,10 @@ struct Pending {
     disk: PathBuf,
     executable: Option<bool>,
     stamp: Stamp,
+    /// From the index, or from the file once it was read.
     known: Option<Record>,
+    /// Whether what is known may enter the index.
+    settled: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -220,14 +223,16 @@ pub(crate) fn scan(
     let walk = Walk::new(root, prefix, excludes, &index);
     let metadata = fs::metadata(root).map_err(|source| ScanError::Stat { path: root.to_owned(), source })?;
     let mut met = if metadata.is_dir() { walk.run()? } else { walk.single(&metadata)? };
-    let (files, fresh) = hash_all(std::mem::take(&mut met.files), progress)?;
+    let mut files = std::mem::take(&mut met.files);
+    let fresh = hash_all(&mut files, progress)?;
     let mut scan = Scan { entries: met.entries, findings: met.findings, omitted: met.omitted, files_read: fresh };
     if fresh > 0 || files.len() != index.len() {
         // A cache that cannot be written costs time at the next build and nothing else.
         drop(write_index(&index_path, &files));
     }
     scan.entries.reserve(files.len());
-    for (pending, record, _) in files {
+    for pending in files {
+        let Some(record) = pending.known else { continue };
         let found = Found::File {
             executable: pending.executable.unwrap_or_else(|| record.facts.looks_executable()),
             size_bytes: record.stamp.size_bytes,
@@ -428,7 +433,8 @@ impl<'a> Walk<'a> {
             }
             let stamp = host::stamp(metadata);
             let known = self.index.get(path.as_slice()).filter(|record| record.stamp == stamp).copied();
-            met.files.push(Pending { executable: host::is_executable(metadata), disk, path, stamp, known });
+            let executable = host::is_executable(metadata);
+            met.files.push(Pending { path, disk, executable, stamp, known, settled: true });
         } else {
             met.findings.push(Finding {
                 rule: Rule::SpecialFile,
@@ -466,10 +472,8 @@ fn is_settled(stamp: Stamp, now_ns: i64) -> bool {
     now_ns.saturating_sub(last_ns) > tick_ns(stamp)
 }
 
-/// Each file with its record, and whether the record may enter the index.
-type Hashed = Vec<(Pending, Record, bool)>;
-
-fn hash_all(mut files: Vec<Pending>, progress: &dyn Progress) -> Result<(Hashed, u64), ScanError> {
+/// Reads the files that nothing is known of; gives how many those were.
+fn hash_all(files: &mut [Pending], progress: &dyn Progress) -> Result<u64, ScanError> {
     let unknown: Vec<usize> = {
         let mut unknown: Vec<usize> = (0..files.len()).filter(|at| files[*at].known.is_none()).collect();
         // Big ones first, so that no thread is left alone with one at the end.
@@ -481,6 +485,7 @@ fn hash_all(mut files: Vec<Pending>, progress: &dyn Progress) -> Result<(Hashed,
     let total = unknown.len() as u64;
     let results: Mutex<Vec<(usize, Record, bool)>> = Mutex::new(Vec::with_capacity(unknown.len()));
     let failed: Mutex<Option<ScanError>> = Mutex::new(None);
+    let found: &[Pending] = files;
     std::thread::scope(|scope| {
         for _ in 0..threads().min(unknown.len()) {
             scope.spawn(|| {
@@ -490,7 +495,7 @@ fn hash_all(mut files: Vec<Pending>, progress: &dyn Progress) -> Result<(Hashed,
                     if lock(&failed).is_some() {
                         break;
                     }
-                    let file = &files[*at];
+                    let file = &found[*at];
                     let name = file.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
                     match read_file(&file.disk, name, &mut buffer) {
                         Ok((record, settled)) => mine.push((*at, record, settled)),
@@ -511,16 +516,10 @@ fn hash_all(mut files: Vec<Pending>, progress: &dyn Progress) -> Result<(Hashed,
     if let Some(error) = lock(&failed).take() {
         return Err(error);
     }
-    let mut hashed: Vec<Option<(Record, bool)>> =
-        files.iter().map(|file| file.known.map(|record| (record, true))).collect();
     for (at, record, settled) in lock(&results).drain(..) {
-        hashed[at] = Some((record, settled));
+        (files[at].known, files[at].settled) = (Some(record), settled);
     }
-    let hashed = files.drain(..).zip(hashed).filter_map(|(file, record)| {
-        let (record, settled) = record?;
-        Some((file, record, settled))
-    });
-    Ok((hashed.collect(), total))
+    Ok(total)
 }
 
 fn read_file(path: &Path, name: &[u8], buffer: &mut [u8]) -> Result<(Record, bool), ScanError> {
@@ -611,12 +610,15 @@ fn parse_index(text: &[u8]) -> Option<HashMap<&[u8], Record>> {
     Some(index)
 }
 
-fn write_index(path: &Path, files: &Hashed) -> io::Result<()> {
-    let settled = || files.iter().filter(|(file, _, settled)| *settled && u16::try_from(file.path.len()).is_ok());
+fn write_index(path: &Path, files: &[Pending]) -> io::Result<()> {
+    let settled = || {
+        let settled = files.iter().filter(|file| file.settled && u16::try_from(file.path.len()).is_ok());
+        settled.filter_map(|file| Some((file, file.known?)))
+    };
     let mut text = Vec::with_capacity(files.len() * 130 + 64);
     text.extend_from_slice(MAGIC);
     text.extend_from_slice(&u32::try_from(settled().count()).unwrap_or(0).to_le_bytes());
-    for (file, record, _) in settled() {
+    for (file, record) in settled() {
         text.extend_from_slice(&u16::try_from(file.path.len()).unwrap_or(0).to_le_bytes());
         text.extend_from_slice(&file.path);
         text.extend_from_slice(&record.stamp.size_bytes.to_le_bytes());

@@ -30,21 +30,24 @@ impl Source {
 /// The files of an image by digest: where to read them and what they are called.
 #[derive(Debug, Default)]
 pub struct Sources {
-    files: HashMap<FileDigest, (Source, Box<str>)>,
+    files: HashMap<FileDigest, (Source, Vec<u8>)>,
 }
 
 impl Sources {
+    /// None yet, with room for so many.
+    pub(crate) fn with_capacity(count: usize) -> Self {
+        Self { files: HashMap::with_capacity(count) }
+    }
+
     /// Adds a file; of several with one digest the first stays.
     pub(crate) fn add(&mut self, digest: FileDigest, source: Source, path: &[u8]) {
-        self.files
-            .entry(digest)
-            .or_insert_with(|| (source, format!("/{}", String::from_utf8_lossy(path)).into_boxed_str()));
+        self.files.entry(digest).or_insert_with(|| (source, path.to_vec()));
     }
 
     /// The path in the image of a file with this digest (the first of several), for messages.
     #[must_use]
-    pub fn image_path(&self, digest: &FileDigest) -> Option<&str> {
-        self.files.get(digest).map(|(_, path)| path.as_ref())
+    pub fn image_path(&self, digest: &FileDigest) -> Option<String> {
+        self.files.get(digest).map(|(_, path)| format!("/{}", String::from_utf8_lossy(path)))
     }
 
     /// The file on disk that holds these contents, unless the build made them.
@@ -104,7 +107,7 @@ mod tests {
         let digest = bulkhead_core::verity::digest(b"same");
         sources.add(digest, Source::Memory(b"same".as_slice().into()), b"a");
         sources.add(digest, Source::Memory(b"same".as_slice().into()), b"b");
-        assert_eq!((sources.len(), sources.image_path(&digest)), (1, Some("/a")));
+        assert_eq!((sources.len(), sources.image_path(&digest)), (1, Some("/a".to_owned())));
         let mut text = String::new();
         sources.open(&digest).unwrap().unwrap().read_to_string(&mut text).unwrap();
         assert_eq!(text, "same");
