@@ -31,9 +31,11 @@
 //! - A durable file goes temporary file, fsync, rename, fsync of the directory.
 //! - Garbage collection runs only while no push does.
 
+mod incoming;
 mod ingest;
 mod sweep;
 
+pub use incoming::{DocumentError, Incoming};
 pub use ingest::{Ingested, Push};
 pub use sweep::{Collected, Collection, Scrubbed};
 

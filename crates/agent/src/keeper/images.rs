@@ -52,14 +52,21 @@ pub fn hold(paths: &Paths) -> Result<Hold, Box<Failure>> {
     Ok(held.expect("this waits until it has the lock"))
 }
 
+/// Begins to mount an image through its unit, which [`mount`] then waits for. `None` where it cannot be begun.
+#[must_use]
+pub fn begin_mount(_hold: &Hold, image: ImageId) -> Option<systemd::Job> {
+    systemd::begin(&["start", &units::image_unit(image)]).ok()
+}
+
 /// Mounts an image through its unit. Done before an order is accepted: what can
 /// go wrong here is the node's fault, not the release's.
 ///
 /// # Errors
 /// What the unit's journal says, such as a full disk.
-pub fn mount(_hold: &Hold, image: ImageId) -> Result<(), Box<Failure>> {
+pub fn mount(_hold: &Hold, image: ImageId, begun: Option<systemd::Job>) -> Result<(), Box<Failure>> {
     let unit = units::image_unit(image);
-    if systemd::systemctl(&["start", &unit]).is_ok() {
+    // One that was begun before all was here may have failed for that.
+    if begun.is_some_and(|job| job.wait().is_ok()) || systemd::systemctl(&["start", &unit]).is_ok() {
         return Ok(());
     }
     let said = logs::of_unit(&unit, MOUNT_LOG_LINES);

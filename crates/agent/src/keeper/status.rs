@@ -228,6 +228,13 @@ pub struct Mounts {
 
 const TREE: &str = "a tree of hard links, bound read-only, stands in for composefs";
 
+/// Whether a mount here is made of an image's metadata alone, so that its objects may come later.
+#[must_use]
+pub fn mounts_by_metadata(paths: &Paths) -> bool {
+    // In doubt not, which costs time only.
+    matches!(durable::read_json::<Mounts>(&paths.mounts()), Ok(Some(Mounts { tier, .. })) if tier != TREE)
+}
+
 /// Finds out how images are mounted here, once for each boot.
 ///
 /// # Errors

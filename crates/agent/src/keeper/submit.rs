@@ -16,7 +16,9 @@
 //! So a counter is never used up by an order whose image did not arrive, and an
 //! order whose counter is used up has all it needs on disk.
 
-use super::{OrFail, carry, chain, dropbox, failure, images, now, open_store, settle};
+use super::{
+    OrFail, carry, chain, dropbox, failure, images, now, open_store, settle, status::mounts_by_metadata,
+};
 use crate::{
     audit::{self, Entry, What},
     peer::Peer,
@@ -30,7 +32,7 @@ use bulkhead_core::{
     order::{Action, ORDER_MAX_BYTES, Order, Run},
     policy::{Policy, Role, key_blob},
 };
-use bulkhead_store::{Store, pack, store::Push};
+use bulkhead_store::{Store, mount, pack, store::Push};
 use bulkhead_trust::{Context, Refusal, Rule, Standing, Verified, authorize_order};
 use bulkhead_wire::{
     Done, Event, Failure, FailureKind, ImageOffer, Outcome, Position, StepKind, Submit, distinct_objects, missing_bits,
@@ -86,10 +88,10 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
         drop(entered);
         let left = u64::try_from(order.not_after.0.saturating_sub(now().0)).unwrap_or(0);
         peer.allow(Duration::from_secs(left).min(RECEIVE_MAX));
-        receive(paths, peer, &store, &push, run, submit.image.as_ref())?;
+        let mounting = receive(paths, peer, &store, &push, &hold, run, submit.image.as_ref())?;
         check_units(paths, &order, run, order.targets[&identity.node].counter)?;
         peer.step(StepKind::Received, None).or_fail()?;
-        images::mount(&hold, run.image)?;
+        images::mount(&hold, run.image, mounting)?;
         peer.step(StepKind::Mounted, None).or_fail()?;
         entered = match enter(peer)? {
             Entrance::Again(done) => return Ok(done),
@@ -376,7 +378,8 @@ fn check_units(paths: &Paths, order: &Order, run: &Run, number: u64) -> Result<(
     Ok(())
 }
 
-/// Receives what the release needs; when this returns it is all durable.
+/// Receives what the release needs; when this returns it is all durable. Gives the mounting of the image where it
+/// is under way already: its names and modes need nothing but the document, and no order is accepted before it is done.
 fn receive(
     paths: &Paths,
     peer: &mut Peer,
@@ -384,60 +387,52 @@ fn receive(
     push: &Push<'_>,
     run: &Run,
     offer: Option<&ImageOffer>,
-) -> Result<(), Box<Failure>> {
+) -> Result<Option<systemd::Job>, Box<Failure>> {
     let Some(offer) = offer else {
         let image = store.image(run.image).or_fail()?.ok_or_else(|| no_image(run.image))?;
         check_image(&image, run)?;
-        let objects = distinct_objects(&image);
-        let missing = store.missing(&objects).or_fail()?.into_iter().filter(|missing| *missing).count();
-        return if missing == 0 { Ok(()) } else { Err(no_image(run.image)) };
+        let mounting = images::begin_mount(hold, run.image);
+        let missing = store.missing(&distinct_objects(&image)).or_fail()?.contains(&true);
+        return if missing { Err(no_image(run.image)) } else { Ok(mounting) };
     };
     if offer.id != run.image {
         let message = format!("the client brings image {}, the order names {}", offer.id.short(), run.image.short());
         return Err(failure(FailureKind::Request, "image", message));
     }
     let document = document(peer, store, offer)?;
-    let image = Image::decode(&document).map_err(|error| failure(FailureKind::Request, "image", error.to_string()))?;
+    let (mut incoming, image) =
+        push.incoming(run.image, document).map_err(|error| failure(FailureKind::Request, "image", chain(&error)))?;
     check_image(&image, run)?;
-    let objects = distinct_objects(&image);
-    drop(image);
-    let mut missing = store.missing(&objects).or_fail()?;
-    // What is here already is neither asked of the disk again nor taken from anybody.
-    let wanted: HashMap<FileDigest, u64> = absent(&objects, &missing).collect();
-    dropbox::sweep(paths, offer.dropped.as_deref());
-    if let Some(name) = &offer.dropped {
-        dropbox::ingest(paths, push, name, &wanted)?;
-    }
-    ingest(peer, push, &wanted)?;
-    update(store, &objects, &mut missing)?;
-    if missing.contains(&true) {
-        let count = absent(&objects, &missing).count() as u64;
-        peer.send(&Event::Missing { count, bits: missing_bits(&missing) }).or_fail()?;
+    thread::scope(|scope| {
+        let preparing = scope.spawn(move || mount::prepare(store, run.image, &image));
+        incoming.look().or_fail()?;
+        // What is here already is neither asked of the disk again nor taken from anybody.
+        let wanted: HashMap<FileDigest, u64> = incoming.absent().collect();
+        // Where it was not prepared the unit does that itself, once all is here, and says what is wrong.
+        let is_prepared = matches!(preparing.join(), Ok(Ok(())));
+        // Whether the kernel is to check contents is told by an object that is here, and a tree needs all of them.
+        let can_mount = is_prepared && incoming.has_any() && mounts_by_metadata(paths);
+        let mounting = if can_mount { images::begin_mount(hold, run.image) } else { None };
+        dropbox::sweep(paths, offer.dropped.as_deref());
+        if let Some(name) = &offer.dropped {
+            dropbox::ingest(paths, push, name, &wanted)?;
+        }
         ingest(peer, push, &wanted)?;
-        update(store, &objects, &mut missing)?;
-    }
-    if let Some((first, _)) = absent(&objects, &missing).next() {
-        let count = absent(&objects, &missing).count();
-        let message = format!("{count} objects of the image did not come, object {} among them", first.short());
-        return Err(failure(FailureKind::Request, "missing", message));
-    }
-    push.sync().or_fail()?;
-    push.put_document(run.image, &document).or_fail()
-}
-
-/// The objects whose flag is set.
-fn absent<'a>(objects: &'a [(FileDigest, u64)], missing: &'a [bool]) -> impl Iterator<Item = (FileDigest, u64)> + 'a {
-    objects.iter().zip(missing).filter(|(_, missing)| **missing).map(|(object, _)| *object)
-}
-
-/// Looks again for those that were missing.
-fn update(store: &Store, objects: &[(FileDigest, u64)], missing: &mut [bool]) -> Result<(), Box<Failure>> {
-    let asked: Vec<(FileDigest, u64)> = absent(objects, missing).collect();
-    let still = store.missing(&asked).or_fail()?;
-    for (flag, still) in missing.iter_mut().filter(|flag| **flag).zip(still) {
-        *flag = still;
-    }
-    Ok(())
+        incoming.look().or_fail()?;
+        if incoming.missing().contains(&true) {
+            let count = incoming.absent().count() as u64;
+            peer.send(&Event::Missing { count, bits: missing_bits(incoming.missing()) }).or_fail()?;
+            ingest(peer, push, &wanted)?;
+            incoming.look().or_fail()?;
+        }
+        if let Some((first, _)) = incoming.absent().next() {
+            let count = incoming.absent().count();
+            let message = format!("{count} objects of the image did not come, object {} among them", first.short());
+            return Err(failure(FailureKind::Request, "missing", message));
+        }
+        incoming.put().or_fail()?;
+        Ok(mounting)
+    })
 }
 
 /// Takes in the pack stream that comes next; one without a byte is no pack, and means that nothing comes.
@@ -459,7 +454,7 @@ fn no_image(image: ImageId) -> Box<Failure> {
     failure(FailureKind::Request, "no-image", message)
 }
 
-/// The image's document, checked to be the one that the order names.
+/// The document that comes, not yet checked.
 fn document(peer: &mut Peer, store: &Store, offer: &ImageOffer) -> Result<Vec<u8>, Box<Failure>> {
     let length = usize::try_from(offer.document_bytes).unwrap_or(usize::MAX);
     if length > DOCUMENT_MAX_BYTES {
@@ -473,13 +468,8 @@ fn document(peer: &mut Peer, store: &Store, offer: &ImageOffer) -> Result<Vec<u8
             failure(FailureKind::Request, "base", message)
         })?),
     };
-    let document = pack::decompress_document(&packed, base.as_deref(), length)
-        .map_err(|error| failure(FailureKind::Request, "image", chain(&error)))?;
-    if ImageId::of(&document) != offer.id {
-        let message = format!("the document that came is not that of image {}", offer.id.short());
-        return Err(failure(FailureKind::Request, "image", message));
-    }
-    Ok(document)
+    pack::decompress_document(&packed, base.as_deref(), length)
+        .map_err(|error| failure(FailureKind::Request, "image", chain(&error)))
 }
 
 /// An image that systemd could not run: better said now than as a failed mount later.

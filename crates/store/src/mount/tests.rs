@@ -57,7 +57,7 @@ fn every_tier_shows_the_image() {
     let store = Store::open(&directory.path().join("store")).unwrap();
     let big = vec![7u8; 5 << 20];
     let long = "t".repeat(1500);
-    // Links that end a block, and directories of several blocks: what the metadata's writer has to place.
+    // Links of about a block, and directories of several blocks: what the metadata's writer has to place.
     let lengths = (4060..4096).step_by(5);
     let links = lengths.map(|length| entry(&format!("many/l{length}"), Node::Symlink { target: vec![b'l'; length] }));
     let files = (0..1000).map(|number| entry(&format!("many/{number:040}"), file(0o644, b"#!\n")));
@@ -181,6 +181,35 @@ fn what_a_service_user_may_read() {
     };
     assert_eq!(cat("public").stdout, b"for all\n");
     assert!(!cat("private").status.success());
+}
+
+/// A mount is made while an image's objects are still on their way.
+#[test]
+fn objects_that_come_after_the_mount() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: mounting needs root");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("store")).unwrap();
+    if detect(&store).unwrap().tier == Tier::Tree {
+        eprintln!("skipped: a tree of hard links needs its objects");
+        return;
+    }
+    let push = store.push().unwrap();
+    // What tells whether the kernel is to check contents.
+    put(&push, vec![entry("here", file(0o644, b"here\n"))], &[b"here\n"]);
+    let entries = vec![entry("here", file(0o644, b"here\n")), entry("late", file(0o644, b"late\n"))];
+    let config = ImageConfig { platform: "linux/amd64".into(), allowed: Vec::new() };
+    let image = Image::new(config, entries.clone()).unwrap();
+    prepare(&store, image.id(), &image).unwrap();
+    let target = Mounted(directory.path().join("target"));
+    mount(&store, image.id(), &target.0).unwrap();
+    assert_eq!(fs::read(target.0.join("here")).unwrap(), b"here\n");
+    assert_eq!(fs::metadata(target.0.join("late")).unwrap().len(), 5);
+    assert!(fs::read(target.0.join("late")).is_err());
+    assert_eq!(put(&push, entries, &[b"here\n", b"late\n"]), image.id());
+    assert_eq!(fs::read(target.0.join("late")).unwrap(), b"late\n");
 }
 
 #[test]

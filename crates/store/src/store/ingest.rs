@@ -1,8 +1,8 @@
-//! Taking objects and documents in.
+//! Taking objects in.
 
 use super::{OBJECT_PERMISSIONS, Store, StoreError, object_name};
 use crate::pack::{Sink, decode};
-use bulkhead_core::{FileDigest, ImageId, image::Image};
+use bulkhead_core::FileDigest;
 use rustix::{
     fs::{AtFlags, FlockOperation, Mode, OFlags},
     io::Errno,
@@ -27,7 +27,7 @@ const OBJECT_MODE: Mode = Mode::from_raw_mode(OBJECT_PERMISSIONS);
 /// will be told to keep, such as a recorded order, names the image.
 #[derive(Debug)]
 pub struct Push<'a> {
-    store: &'a Store,
+    pub(super) store: &'a Store,
     state: Mutex<State>,
     _shared: File,
 }
@@ -249,29 +249,6 @@ impl Push<'_> {
             fs::remove_file(&marker.path).map_err(|source| store.error("remove", &marker.path, source))?;
         }
         Ok(())
-    }
-
-    /// Puts an image's document, durably, after making its objects durable ([`Push::sync`]).
-    ///
-    /// # Errors
-    /// [`StoreError::DocumentDamaged`] where the bytes are not that image; [`StoreError::ObjectsMissing`];
-    /// [`StoreError::DiskFull`]; [`StoreError::Io`].
-    pub fn put_document(&self, id: ImageId, document: &[u8]) -> Result<(), StoreError> {
-        let damaged = || StoreError::DocumentDamaged { id };
-        if ImageId::of(document) != id {
-            return Err(damaged());
-        }
-        let image = Image::decode(document).map_err(|_| damaged())?;
-        let mut objects: Vec<_> = image.files().map(|(_, size_bytes, digest)| (digest, size_bytes)).collect();
-        drop(image);
-        objects.sort_unstable();
-        objects.dedup();
-        let count = self.store.missing(&objects)?.into_iter().filter(|missing| *missing).count() as u64;
-        if count > 0 {
-            return Err(StoreError::ObjectsMissing { id, count });
-        }
-        self.sync()?;
-        self.store.write_durably("documents", &id.to_string(), document)
     }
 }
 
