@@ -13,9 +13,11 @@
 //!        a file's extended attributes and one empty chunk (its contents are not here),
 //!        a link's target, or what of a directory's entries fills no block and is short
 //! …      blocks of directory entries
+//! …      targets of links that are too long to follow their inode, a block each
 //! ```
 //!
-//! An inode's number is its offset in slots. What follows an inode inline never crosses a block.
+//! An inode's number is its offset in slots. What follows an inode inline is in one block with it: older
+//! kernels take a link whose target begins the next block for damage.
 //! An extended attribute of a file with contents tells overlayfs its object (`overlay.redirect`),
 //! another the digest that the object must have (`overlay.metacopy`).
 
@@ -41,6 +43,8 @@ const COMPOSEFS_MAGIC: u32 = 0xd078_629a;
 /// A directory's last entries follow its inode if they are no longer, as composefs has it: padding costs more.
 const INLINE_ENTRIES_MAX_BYTES: usize = BLOCK_BYTES / 2;
 const ENTRY_BYTES: usize = 12;
+/// A longer target has a block of its own, so that the rest of one is enough for it and its inode.
+const INLINE_TARGET_MAX_BYTES: usize = BLOCK_BYTES - SLOT_BYTES;
 /// One chunk covers a file of any size that this takes: 2^(12+31) bytes.
 const CHUNK_FORMAT: u32 = 31;
 const FILE_MAX_BYTES: u64 = 1 << 43;
@@ -119,15 +123,33 @@ impl<'a> Folder<'a> {
 
 /// What an inode is.
 enum Kind<'a> {
-    Directory { mode: u16, folder: usize },
-    Empty { mode: u16 },
-    File { mode: u16, size_bytes: u64, digest: FileDigest },
-    Symlink { target: &'a [u8] },
+    Directory {
+        mode: u16,
+        folder: usize,
+    },
+    Empty {
+        mode: u16,
+    },
+    File {
+        mode: u16,
+        size_bytes: u64,
+        digest: FileDigest,
+    },
+    Symlink {
+        target: &'a [u8],
+    },
+    /// One whose target has a block, which is that of [`Layout::targets`].
+    LongSymlink {
+        number: usize,
+    },
 }
 
 struct Layout<'a> {
     kinds: Vec<Kind<'a>>,
     folders: Vec<Folder<'a>>,
+    /// Long targets of links, and the first block of them.
+    targets: Vec<&'a [u8]>,
+    first_target_block: usize,
     offsets: Vec<usize>,
     end: usize,
 }
@@ -150,16 +172,19 @@ pub(super) fn write(image: &Image, out: &mut impl Write) -> io::Result<()> {
             writer.entries(&layout, &folder.children[block.clone()])?;
         }
     }
+    for target in &layout.targets {
+        writer.pad_to(writer.offset.next_multiple_of(BLOCK_BYTES))?;
+        writer.put(target);
+        writer.flush()?;
+    }
     writer.pad_to(layout.end)
 }
 
-/// Where an inode begins, not before `offset`, so that what follows it inline is all in one block.
+/// Where an inode begins, not before `offset`, so that it and what follows it inline are in one block.
 fn place(offset: usize, inode_bytes: usize, inline_bytes: usize) -> usize {
-    let mut start = offset.next_multiple_of(SLOT_BYTES);
-    while (start + inode_bytes) % BLOCK_BYTES + inline_bytes > BLOCK_BYTES {
-        start += SLOT_BYTES;
-    }
-    start
+    let start = offset.next_multiple_of(SLOT_BYTES);
+    let is_over = inline_bytes > 0 && start % BLOCK_BYTES + inode_bytes + inline_bytes > BLOCK_BYTES;
+    if is_over { start.next_multiple_of(BLOCK_BYTES) } else { start }
 }
 
 impl<'a> Layout<'a> {
@@ -168,6 +193,7 @@ impl<'a> Layout<'a> {
         let mut kinds = Vec::with_capacity(count);
         kinds.push(Kind::Directory { mode: 0o755, folder: 0 });
         let mut folders = vec![Folder::new(0, 0)];
+        let mut targets = Vec::new();
         // The directories that lead to the entry at hand: path, inode, folder. Entries are sorted, so a
         // directory's come right after it.
         let mut open: Vec<(&[u8], usize, usize)> = vec![(b"", 0, 0)];
@@ -196,6 +222,10 @@ impl<'a> Layout<'a> {
                     }
                     (Kind::File { mode: *mode, size_bytes: *size_bytes, digest: *digest }, REGULAR)
                 }
+                Node::Symlink { target } if target.len() > INLINE_TARGET_MAX_BYTES => {
+                    targets.push(target.as_slice());
+                    (Kind::LongSymlink { number: targets.len() - 1 }, SYMLINK)
+                }
                 Node::Symlink { target } => (Kind::Symlink { target }, SYMLINK),
             };
             kinds.push(kind);
@@ -209,7 +239,7 @@ impl<'a> Layout<'a> {
             let inline = match kind {
                 Kind::Directory { folder, .. } => folders[*folder].inline_bytes,
                 Kind::Symlink { target } => target.len(),
-                Kind::Empty { .. } | Kind::File { .. } => 0,
+                Kind::Empty { .. } | Kind::File { .. } | Kind::LongSymlink { .. } => 0,
             };
             let start = place(offset, head, inline);
             offsets.push(start);
@@ -223,7 +253,8 @@ impl<'a> Layout<'a> {
             folder.first_block = block;
             block += folder.blocks.len();
         }
-        Ok(Self { kinds, folders, offsets, end: block * BLOCK_BYTES })
+        let end = (block + targets.len()) * BLOCK_BYTES;
+        Ok(Self { kinds, folders, targets, first_target_block: block, offsets, end })
     }
 
     fn number(&self, inode: usize) -> u64 {
@@ -240,7 +271,7 @@ fn head_bytes(kind: &Kind<'_>, folders: &[Folder<'_>]) -> usize {
     let is_long = match kind {
         Kind::Directory { folder, .. } => is_long(folders[*folder].size_bytes() as u64, folders[*folder].links),
         Kind::File { size_bytes, .. } => is_long(*size_bytes, 1),
-        Kind::Empty { .. } | Kind::Symlink { .. } => false,
+        Kind::Empty { .. } | Kind::Symlink { .. } | Kind::LongSymlink { .. } => false,
     };
     if is_long { 2 * SLOT_BYTES } else { SLOT_BYTES }
 }
@@ -337,6 +368,15 @@ impl<W: Write> Writer<'_, W> {
                 self.head(inode, &head);
                 self.put(target);
             }
+            Kind::LongSymlink { number } => {
+                let head = Inode {
+                    mode: SYMLINK.1 | 0o777,
+                    size_bytes: layout.targets[*number].len() as u64,
+                    place: u32::try_from(layout.first_target_block + number).map_err(io::Error::other)?,
+                    ..plain
+                };
+                self.head(inode, &head);
+            }
         }
         self.flush()
     }
@@ -426,6 +466,31 @@ mod tests {
 
     type Read = BTreeMap<Vec<u8>, Node>;
 
+    /// What kernels differ in and composefs does not look at: an inode and what follows it inline are in one block.
+    fn check_places(image: &Image) {
+        let layout = Layout::of(image).unwrap();
+        let mut end = SUPERBLOCK_OFFSET + SUPERBLOCK_BYTES;
+        for (kind, start) in layout.kinds.iter().zip(&layout.offsets) {
+            assert!(*start >= end && start.is_multiple_of(SLOT_BYTES));
+            let head = head_bytes(kind, &layout.folders);
+            let inline = match kind {
+                Kind::Directory { folder, .. } => layout.folders[*folder].inline_bytes,
+                Kind::Symlink { target } => target.len(),
+                _ => 0,
+            };
+            if inline > 0 {
+                assert_eq!(start / BLOCK_BYTES, (start + head + inline - 1) / BLOCK_BYTES);
+            }
+            let attributes = if matches!(kind, Kind::File { .. }) { ATTRIBUTES_BYTES + 4 } else { 0 };
+            end = start + head + inline + attributes;
+        }
+        let first_block = layout.folders[0].first_block * BLOCK_BYTES;
+        assert!(end <= first_block);
+        let blocks = layout.folders.iter().map(|folder| folder.blocks.len()).sum::<usize>();
+        assert_eq!(layout.end, first_block + (blocks + layout.targets.len()) * BLOCK_BYTES);
+        assert_eq!(written(image).len(), layout.end);
+    }
+
     /// What composefs reads.
     fn read(bytes: &[u8]) -> Read {
         let found = erofs_to_filesystem::<Sha256HashValue>(bytes).unwrap();
@@ -474,6 +539,7 @@ mod tests {
     fn check(image: &Image) {
         let expected: Read = image.entries().iter().map(|entry| (entry.path.clone(), entry.node.clone())).collect();
         assert!(read(&written(image)) == expected);
+        check_places(image);
     }
 
     fn file(size_bytes: u64) -> Node {
@@ -497,6 +563,15 @@ mod tests {
             let links = (0..9).map(|n| (format!("l{n}"), Node::Symlink { target: vec![b't'; length] }));
             check(&image(links));
         }
+        for length in [1500, 4063, 4064, 4065, 4095] {
+            let links = (0..200).map(|n| (format!("l{n}"), Node::Symlink { target: vec![b't'; length - n % 40] }));
+            check_places(&image(links));
+        }
+        // The longest names, and directories whose links are more than the short inode counts.
+        let long = |n: u32| format!("{n:0255}");
+        check(&image((0..300).map(|n| (long(n), if n % 2 == 0 { file(n.into()) } else { folder("").1 }))));
+        check(&image((0..66_000).map(|n| folder(&format!("{n}")))));
+        check(&image((0..100_000).map(|n| (format!("{n}"), file(n)))));
         let error = write(&image([("f".into(), file(FILE_MAX_BYTES + 1))]), &mut Vec::new()).unwrap_err();
         assert!(error.to_string().contains("8 TiB"));
     }
