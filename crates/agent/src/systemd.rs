@@ -3,12 +3,13 @@
 //!
 //! One `systemctl` costs some ten milliseconds, so whatever can goes into one.
 
+use crate::durable;
 use bulkhead_core::Timestamp;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::{
     collections::BTreeMap,
     fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
 };
 
@@ -182,16 +183,47 @@ pub fn timestamp(text: &str) -> Option<Timestamp> {
     text.strip_prefix('@')?.parse().ok().filter(|seconds| *seconds > 0).map(Timestamp)
 }
 
-/// systemd's version.
+/// Where the version is kept for this boot.
+const VERSION: &str = "/run/bulkhead/systemd.json";
+/// What `systemctl` is found as on every system that this runs on.
+const SYSTEMCTL: &str = "/usr/bin/systemctl";
+
+/// systemd's version. It is asked once for each `systemctl` that is installed and kept for the boot: to ask costs
+/// as much as to start a unit.
 ///
 /// # Errors
 /// It could not be asked, or its answer holds no number.
 pub fn version() -> Result<u32, SystemdError> {
-    let text = systemctl(&["--version"])?;
-    parse_version(&text).ok_or_else(|| SystemdError::Failed {
+    version_kept_in(Path::new(VERSION), Path::new(SYSTEMCTL), || systemctl(&["--version"]))
+}
+
+fn version_kept_in(
+    kept: &Path,
+    program: &Path,
+    ask: impl FnOnce() -> Result<String, SystemdError>,
+) -> Result<u32, SystemdError> {
+    use std::os::unix::fs::MetadataExt as _;
+    // Another program at the same place differs in one of these.
+    let found = fs::metadata(program).ok().map(|found| {
+        let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()];
+        (found.dev(), found.ino(), found.size(), times)
+    });
+    let known = fs::read(kept).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    if let Some((of, version)) = known
+        && Some(of) == found
+    {
+        return Ok(version);
+    }
+    let text = ask()?;
+    let version = parse_version(&text).ok_or_else(|| SystemdError::Failed {
         program: "systemctl --version".into(),
         message: bounded(text.as_bytes()),
-    })
+    })?;
+    if let Some(found) = found {
+        // Where it cannot be kept, it is asked again.
+        drop(durable::write_json(kept, &(found, version)));
+    }
+    Ok(version)
 }
 
 fn parse_version(text: &str) -> Option<u32> {
@@ -282,6 +314,26 @@ mod tests {
         ] {
             assert_eq!(parse_version(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn the_version_is_asked_once_for_each_program() {
+        let directory = tempfile::tempdir().unwrap();
+        let (kept, program) = (directory.path().join("kept"), directory.path().join("systemctl"));
+        let check = |answer: Option<u32>, expected| {
+            let ask = || Ok(format!("systemd {} (x)", answer.expect("nobody is asked")));
+            assert_eq!(version_kept_in(&kept, &program, ask).unwrap(), expected);
+        };
+        fs::write(&program, "one").unwrap();
+        check(Some(252), 252);
+        check(None, 252);
+        fs::write(&program, "another").unwrap();
+        check(Some(257), 257);
+        check(None, 257);
+        fs::write(&kept, "nonsense").unwrap();
+        check(Some(257), 257);
+        fs::remove_file(&program).unwrap();
+        check(Some(258), 258);
     }
 
     #[test]
