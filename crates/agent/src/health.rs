@@ -27,11 +27,16 @@ use std::{
 const LOOK_FIRST: Duration = Duration::from_millis(5);
 /// The longest: below the second that systemd waits before a restart, so that no end is missed.
 const LOOK_LONGEST: Duration = Duration::from_millis(100);
+/// Most apps start within this, and until then nobody looks less often than every so often: a look takes a fraction
+/// of a millisecond, and what is seen late is time that nobody is served in.
+const LOOK_OFTEN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(5));
 /// How long a service without a port must stay up.
 const STAYS_UP: Duration = Duration::from_secs(1);
-/// From when on a service of which no process was ever seen is asked about:
-/// it may have ended between two looks.
+/// From when on a service of which no process was ever seen is asked about: it may have ended between two looks.
+/// Then again whenever twice the time has passed, as asking keeps systemd from starting it.
 const UNSEEN: Duration = Duration::from_millis(150);
+/// The longest of these waits: an app that ends at once is started again every second.
+const UNSEEN_LONGEST: Duration = Duration::from_secs(1);
 /// How long a proxy looks often for its service: an app starts, or starts again, within it.
 const AWAITED_OFTEN: Duration = Duration::from_secs(10);
 /// What it then waits at most between two looks.
@@ -72,10 +77,13 @@ pub struct Unhealthy {
     pub hint: Option<String>,
 }
 
+#[derive(Debug, Clone)]
 struct State {
     started: Option<Instant>,
     healthy: bool,
     asking: bool,
+    /// When systemd is asked whether it has ended, unless a process was seen.
+    ask_after: Duration,
     last_answer: Option<String>,
 }
 
@@ -91,8 +99,8 @@ pub fn wait(
     let begun = Instant::now();
     let host = namespace(1);
     let (sender, answers) = mpsc::channel::<(usize, Result<(), String>)>();
-    let mut states: Vec<State> =
-        watches.iter().map(|_| State { started: None, healthy: false, asking: false, last_answer: None }).collect();
+    let unseen = State { started: None, healthy: false, asking: false, ask_after: UNSEEN, last_answer: None };
+    let mut states: Vec<State> = watches.iter().map(|_| unseen.clone()).collect();
     let mut pause = LOOK_FIRST;
     loop {
         match job.as_mut().map(Job::poll) {
@@ -109,8 +117,11 @@ pub fn wait(
             match inside {
                 Inside::Nothing if state.started.is_some() || job.is_none() => return Err(ended(watch)),
                 // The job waits for the proxies too, and they for the service: it does not tell.
-                Inside::Nothing if begun.elapsed() > UNSEEN && has_ended(&watch.names.service) => {
-                    return Err(ended(watch));
+                Inside::Nothing if begun.elapsed() > state.ask_after => {
+                    if has_ended(&watch.names.service) {
+                        return Err(ended(watch));
+                    }
+                    state.ask_after = (begun.elapsed() * 2).min(begun.elapsed() + UNSEEN_LONGEST);
                 }
                 Inside::Process(_) if state.started.is_none() => {
                     state.started = Some(Instant::now());
@@ -118,16 +129,18 @@ pub fn wait(
                 }
                 _ => {}
             }
-            let listens = match inside {
+            let listens = || match inside {
                 Inside::Process(pid) => sockets::listening(pid).unwrap_or_default(),
                 _ => vec![],
             };
-            let is_reachable = watch.spec.port.is_some_and(|port| listens.iter().any(|place| reaches(*place, port)));
             state.healthy = match &watch.spec.health.check {
                 HealthCheck::StaysUp => state.started.is_some_and(|started| started.elapsed() >= STAYS_UP),
-                HealthCheck::Tcp => is_reachable,
+                HealthCheck::Tcp => {
+                    watch.spec.port.is_some_and(|port| listens().iter().any(|place| reaches(*place, port)))
+                }
                 HealthCheck::Http { path } => {
-                    if is_reachable && !state.asking {
+                    // The question waits in the socket until there is a proxy, and that waits for the service.
+                    if state.started.is_some() && !state.asking {
                         state.asking = true;
                         ask(index, watch.socket.clone(), path.clone(), begun + within, sender.clone());
                     }
@@ -137,7 +150,7 @@ pub fn wait(
             if state.healthy {
                 tell(&watch.spec.name, Seen::Healthy);
             } else if begun.elapsed() > within {
-                return Err(too_late(watch, state, &listens));
+                return Err(too_late(watch, state, &listens()));
             }
         }
         if states.iter().all(|state| state.healthy) {
@@ -152,9 +165,15 @@ pub fn wait(
                 }
             }
             Ok((index, Err(answer))) => states[index].last_answer = Some(answer),
-            Err(_) => pause = (pause * 5 / 4).min(LOOK_LONGEST),
+            Err(_) => pause = next_look(pause, begun.elapsed()),
         }
     }
+}
+
+/// The wait after this one, when a start has been watched for so long.
+fn next_look(pause: Duration, watched: Duration) -> Duration {
+    let (often, longest) = LOOK_OFTEN;
+    (pause * 5 / 4).min(if watched < often { longest } else { LOOK_LONGEST })
 }
 
 /// Asks until the answer does, in a thread of its own: an app may take long for
@@ -169,6 +188,11 @@ fn ask(
     thread::spawn(move || {
         while let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             let answer = match http::get(&socket, &path, left) {
+                // systemd is about to make it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    thread::sleep(LOOK_FIRST);
+                    continue;
+                }
                 Ok(status) if (200..400).contains(&status) => Ok(()),
                 Ok(status) => Err(format!("GET {path} answered {status}")),
                 Err(error) => Err(format!("GET {path}: {error}")),
@@ -233,7 +257,11 @@ pub fn await_listener(port: u16) -> io::Result<()> {
 /// The wait after this one, when a listener has been waited for so long: short
 /// at first, then longer, because a service may be down for days.
 fn next_pause(pause: Duration, waited: Duration) -> Duration {
-    let longest = if waited < AWAITED_OFTEN { LOOK_LONGEST / 5 } else { AWAIT_LONGEST };
+    let longest = match waited {
+        waited if waited < LOOK_OFTEN.0 => LOOK_OFTEN.1,
+        waited if waited < AWAITED_OFTEN => LOOK_LONGEST / 5,
+        _ => AWAIT_LONGEST,
+    };
     (pause * 5 / 4).min(longest)
 }
 
@@ -414,6 +442,10 @@ mod tests {
         for _ in 0..100 {
             pause = next_pause(pause, Duration::from_secs(1));
         }
+        assert_eq!(pause, Duration::from_millis(5));
+        for _ in 0..100 {
+            pause = next_pause(pause, Duration::from_secs(5));
+        }
         assert_eq!(pause, Duration::from_millis(20));
         for _ in 0..100 {
             pause = next_pause(pause, Duration::from_secs(60));
@@ -444,8 +476,13 @@ mod tests {
         let spec = spec(HealthCheck::Http { path: "/".into() });
         let watch =
             Watch { spec: &spec, names: Names::new(&"a".parse().unwrap(), &spec.name, 1), socket: PathBuf::new() };
-        let state =
-            State { started: None, healthy: false, asking: true, last_answer: Some("GET / answered 500".into()) };
+        let state = State {
+            started: None,
+            healthy: false,
+            asking: true,
+            ask_after: UNSEEN,
+            last_answer: Some("GET / answered 500".into()),
+        };
         let check = |listens: &[(&str, u16)], rule: &str, words: &str| {
             let listens: Vec<_> = listens.iter().map(|(address, port)| (address.parse().unwrap(), *port)).collect();
             let unhealthy = too_late(&watch, &state, &listens);

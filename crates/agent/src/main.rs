@@ -6,12 +6,14 @@ use bulkhead_core::ImageId;
 use bulkhead_store::{Store, mount};
 use std::{
     io::{self, Write as _},
+    os::unix::process::CommandExt as _,
     path::Path,
-    process::ExitCode,
+    process::{Command, ExitCode},
 };
 
 const USAGE: &str =
-    "usage: bulkhead-agent gate | keeper | boot | settle | scrub | mount IMAGE | unmount IMAGE | await-port PORT
+    "usage: bulkhead-agent gate | keeper | boot | settle | scrub | mount IMAGE | unmount IMAGE
+       bulkhead-agent await-port PORT PROGRAM [ARGUMENT…]
        bulkhead-agent install [--root DIR] [--verify]
        bulkhead-agent --version";
 
@@ -51,7 +53,7 @@ fn command(arguments: &[String]) -> Outcome {
         ["scrub"] => scrub::run(&paths),
         ["mount", image] => mount_image(&paths, image),
         ["unmount", image] => unmount_image(&paths, image),
-        ["await-port", port] => await_port(port),
+        ["await-port", port, program, ref arguments @ ..] => await_port(port, program, arguments),
         ["install", ..] => install::command(&arguments[1..]),
         ["--version" | "-V"] => Ok(format!("bulkhead-agent {}", env!("CARGO_PKG_VERSION"))),
         _ => return Err(USAGE.into()),
@@ -67,10 +69,12 @@ fn all_or_see_above(all_well: Result<bool, String>) -> Outcome {
     }
 }
 
-fn await_port(port: &str) -> Outcome {
+/// Waits until something listens on a port, and becomes a program.
+fn await_port(port: &str, program: &str, arguments: &[&str]) -> Outcome {
     let port = port.parse().map_err(|_| format!("`{port}` is not a port"))?;
     health::await_listener(port).map_err(|error| format!("cannot see who listens: {error}"))?;
-    Ok(String::new())
+    let error = Command::new(program).args(arguments).exec();
+    Err(format!("cannot run {program}: {error}"))
 }
 
 fn parse_image(text: &str) -> Result<ImageId, String> {

@@ -167,11 +167,26 @@ pub fn unix_of(process: &Path) -> io::Result<Vec<Unix>> {
     Ok(parse_unix(&lines(process, "unix")?))
 }
 
+/// Whether `sockstat` and `sockstat6` know of TCP sockets that listen or are connected.
+fn has_tcp(text: &str) -> bool {
+    let count = |line: &str| {
+        let mut words = line.split_whitespace();
+        matches!(words.next(), Some("TCP:" | "TCP6:")).then(|| words.nth(1)?.parse::<u64>().ok()).flatten()
+    };
+    text.lines().filter_map(count).any(|count| count > 0)
+}
+
 /// Where a process's network namespace listens for TCP.
 ///
 /// # Errors
 /// The process is gone.
 pub fn listening(pid: u32) -> io::Result<Vec<(IpAddr, u16)>> {
+    // The kernel goes through the connections of all namespaces to show those of one, which takes milliseconds on a
+    // large machine; how many there are it knows at once. A kernel without IPv6 has no second file.
+    let counts = lines(&directory(pid), "sockstat")? + &lines(&directory(pid), "sockstat6").unwrap_or_default();
+    if !has_tcp(&counts) {
+        return Ok(vec![]);
+    }
     let mut places: Vec<(IpAddr, u16)> =
         inet(pid, "tcp")?.into_iter().filter(|socket| socket.state == LISTEN).map(|socket| socket.local).collect();
     places.sort_unstable();
@@ -218,6 +233,18 @@ mod tests {
         assert_eq!(sockets[1].remote, (IpAddr::V4(Ipv4Addr::LOCALHOST), 0xa040));
         assert_eq!(tcp_state(sockets[1].state), "TIME-WAIT");
         assert_eq!(parse_inet(TCP6)[0].local, (IpAddr::V6(Ipv6Addr::LOCALHOST), 8080));
+    }
+
+    #[test]
+    fn whether_there_are_any() {
+        let none = "sockets: used 5\nTCP: inuse 0 orphan 0 tw 3 alloc 9 mem 66\nUDP: inuse 4 mem 0\n";
+        assert!(!has_tcp(none) && !has_tcp("") && !has_tcp(&format!("{none}TCP6: inuse 0\nUDP6: inuse 2\n")));
+        assert!(has_tcp(&none.replace("TCP: inuse 0", "TCP: inuse 2")));
+        assert!(has_tcp(&format!("{none}TCP6: inuse 1\n")));
+        // This process's own.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert!(listening(std::process::id()).unwrap().iter().any(|place| place.1 == port));
     }
 
     #[test]

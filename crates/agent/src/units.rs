@@ -13,7 +13,8 @@
 //!
 //! The proxy starts only once the service listens, and until then connections
 //! wait in the socket: so a service that must stop before its successor starts,
-//! or is restarted, makes its clients wait instead of turning them away.
+//! or is restarted, makes its clients wait instead of turning them away. What waits becomes the proxy, in one
+//! process: a second one would have its namespaces and filters made while clients wait already.
 //!
 //! The proxy does not *require* the service: a connection that waits in the
 //! socket would then start the service again at once whenever it failed, and
@@ -380,9 +381,9 @@ fn proxy_unit(release: &Release<'_>, service: &ServiceSpec, names: &Names, port:
          [Service]\n\
          Type=notify\n\
          Slice=bulkhead.slice\n\
-         ExecStartPre=/usr/lib/bulkhead/bulkhead-agent await-port {port}\n\
          TimeoutStartSec=infinity\n\
-         ExecStart=/usr/lib/systemd/systemd-socket-proxyd --connections-max={CONNECTIONS_MAX} \
+         ExecStart=/usr/lib/bulkhead/bulkhead-agent await-port {port} \
+         /usr/lib/systemd/systemd-socket-proxyd --connections-max={CONNECTIONS_MAX} \
          --exit-idle-time={PROXY_IDLE_S} 127.0.0.1:{port}\n\
          User={account}\n\
          Group={account}\n\

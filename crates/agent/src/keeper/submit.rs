@@ -385,6 +385,7 @@ fn receive(
     peer: &mut Peer,
     store: &Store,
     push: &Push<'_>,
+    hold: &images::Hold,
     run: &Run,
     offer: Option<&ImageOffer>,
 ) -> Result<Option<systemd::Job>, Box<Failure>> {
