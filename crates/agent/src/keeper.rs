@@ -165,9 +165,19 @@ fn serve(paths: &Paths, peer: &mut Peer) -> Result<Done, Box<Failure>> {
     let malformed =
         |error: serde_json::Error| failure(FailureKind::Request, "malformed", format!("not a request: {error}"));
     let preface: Preface = serde_json::from_slice(&peer.message().or_fail()?).map_err(malformed)?;
-    let request: Request = serde_json::from_slice(&peer.message().or_fail()?).map_err(malformed)?;
+    let mut request: Request = serde_json::from_slice(&peer.message().or_fail()?).map_err(malformed)?;
+    if request.ask == Ask::Await {
+        // Within the time that every opening has: to come early gives no right to stay longer.
+        let next: Request = serde_json::from_slice(&peer.message().or_fail()?).map_err(malformed)?;
+        // The gate has looked at the first only.
+        if next.protocol != request.protocol {
+            return Err(failure(FailureKind::Request, "protocol", "two protocols in one request"));
+        }
+        request = next;
+    }
     peer.begin();
     match request.ask {
+        Ask::Await => return Err(failure(FailureKind::Request, "malformed", "a request that only waits for another")),
         Ask::Ping => {}
         Ask::Status => {
             let status = status::status(paths)?;

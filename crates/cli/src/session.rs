@@ -189,7 +189,7 @@ impl Session {
         self.ask_all(nodes, |client| async move { client.status().await }).await
     }
 
-    /// Begins to connect to nodes, for requests that come when other work is done.
+    /// Begins to connect to nodes, for requests that come when other work is done, an order at their end.
     ///
     /// # Errors
     /// An SSH setting makes no sense.
@@ -197,7 +197,12 @@ impl Session {
         let begun = self.targets(nodes)?.into_iter().map(|target| {
             let (identities, timeouts) = (self.identities.clone(), self.timeouts);
             let node = target.node.clone();
-            (node, tokio::spawn(async move { NodeClient::connect(&target, &identities, timeouts).await }))
+            let connecting = async move {
+                let client = NodeClient::connect(&target, &identities, timeouts).await?;
+                client.make_ready();
+                Ok(client)
+            };
+            (node, tokio::spawn(connecting))
         });
         Ok(begun.collect())
     }

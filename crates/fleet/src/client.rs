@@ -17,8 +17,11 @@ use std::{
     collections::VecDeque,
     fmt::Write as _,
     io,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
@@ -28,6 +31,8 @@ const EVENTS_MAX: usize = 100_000;
 const ANSWER_MAX_BYTES: usize = 64 << 20;
 /// Bytes of events and data that wait while a stream is being sent.
 const QUEUE_MAX_BYTES: usize = 8 << 20;
+/// A node hangs up on who asks nothing for 30 seconds; what was made ready is used well before.
+const READY_MAX: Duration = Duration::from_secs(15);
 /// For an answer without an end of its own (`logs -f`, an open tunnel): keepalives notice a dead node.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
@@ -154,6 +159,15 @@ pub struct NodeClient {
     node: String,
     connection: Connection,
     idle: Duration,
+    /// For the next order.
+    ready: Arc<Mutex<Option<Ready>>>,
+}
+
+/// A channel at whose other end the node waits for a request.
+#[derive(Debug)]
+struct Ready {
+    since: Instant,
+    opening: tokio::task::JoinHandle<Result<Conversation, NodeError>>,
 }
 
 impl NodeClient {
@@ -164,7 +178,7 @@ impl NodeClient {
     pub async fn connect(target: &Target, identities: &Identities, timeouts: Timeouts) -> Result<Self, NodeError> {
         let node = target.node.to_string();
         match connect(target, identities, timeouts).await {
-            Ok(connection) => Ok(Self { node, connection, idle: timeouts.idle }),
+            Ok(connection) => Ok(Self { node, connection, idle: timeouts.idle, ready: Arc::default() }),
             Err(source) => Err(NodeError::Connect { node, source: Box::new(source) }),
         }
     }
@@ -185,11 +199,41 @@ impl NodeClient {
         Ok(conversation)
     }
 
+    /// Has the node start what takes the next order, so that it is there when the order is. Where it comes to
+    /// nothing the order takes the ordinary way.
+    pub fn make_ready(&self) {
+        // Not of this client itself: what is ready would keep its own connection open.
+        let (node, connection, idle) = (self.node.clone(), self.connection.clone(), self.idle);
+        let opening = tokio::spawn(async move {
+            let client = Self { node, connection, idle, ready: Arc::default() };
+            client.request(Ask::Await).await
+        });
+        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        *ready = Some(Ready { since: Instant::now(), opening });
+    }
+
+    /// The channel that was made ready, where the node still waits.
+    async fn take_ready(&self) -> Option<Conversation> {
+        let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Ready { opening, .. } = ready.filter(|ready| ready.since.elapsed() < READY_MAX)?;
+        let mut conversation = opening.await.ok()?.ok()?;
+        // Whatever it has said, or that it has hung up, means that it does not wait.
+        let silent = conversation.incoming.next_within(Duration::ZERO).await;
+        matches!(silent, Err(FramesError::Idle(_))).then_some(conversation)
+    }
+
     /// Opens a channel and gathers the request, to be sent with what follows it.
     ///
     /// # Errors
     /// No channel.
     pub async fn begin(&self, ask: Ask) -> Result<Conversation, NodeError> {
+        if matches!(ask, Ask::Submit(_))
+            && let Some(mut conversation) = self.take_ready().await
+        {
+            let request = Request { protocol: PROTOCOL, ask };
+            conversation.outgoing.message(&request).await.map_err(|source| conversation.broken(source))?;
+            return Ok(conversation);
+        }
         let opened = self.connection.open(COMMAND).await;
         let channel =
             opened.map_err(|source| NodeError::Channel { node: self.node.clone(), source: Box::new(source) })?;

@@ -78,6 +78,9 @@ pub enum Ask {
         /// What to look at.
         view: View,
     },
+    /// The request itself comes as the next message. So the node's processes start while the client still works
+    /// out what to ask; who does not ask soon is hung up on.
+    Await,
     /// What the last answer in an agent's flip is; reserved for updates. Answered with [`Event::Done`].
     Ping,
 }
@@ -466,8 +469,7 @@ pub fn parse_missing_bits(text: &str, count: usize) -> Result<Vec<bool>, String>
 /// The distinct digests of an image with their sizes, in order of first appearance: what [`Event::Missing`] counts.
 #[must_use]
 pub fn distinct_objects(image: &bulkhead_core::image::Image) -> Vec<(FileDigest, u64)> {
-    let mut seen = std::collections::HashSet::new();
-    image.files().filter(|(_, _, digest)| seen.insert(*digest)).map(|(_, size, digest)| (digest, size)).collect()
+    image.distinct_objects()
 }
 
 #[cfg(test)]
@@ -490,6 +492,8 @@ mod tests {
         let text = serde_json::to_string(&request).unwrap();
         assert_eq!(text, r#"{"protocol":1,"ask":"status"}"#);
         assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), request);
+        let waiting = serde_json::to_string(&Request { protocol: 1, ask: Ask::Await }).unwrap();
+        assert_eq!(waiting, r#"{"protocol":1,"ask":"await"}"#);
         let logs = r#"{"protocol":1,"ask":"logs","app":"a","service":null,"lines":5,"follow":false}"#;
         assert!(matches!(serde_json::from_str::<Request>(logs).unwrap().ask, Ask::Logs { lines: 5, .. }));
     }

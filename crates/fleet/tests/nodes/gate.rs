@@ -86,7 +86,12 @@ fn serve() {
     let place = directory.clone();
     std::panic::set_hook(Box::new(move |panic| note(&place, &panic.to_string())));
     let frame = read_frame(&mut io::stdin()).unwrap().unwrap();
-    let request: Request = serde_json::from_slice(&frame.payload).unwrap();
+    let mut request: Request = serde_json::from_slice(&frame.payload).unwrap();
+    if request.ask == Ask::Await && !directory.join("impatient").exists() {
+        note(&directory, "ready");
+        let Some(frame) = read_frame(&mut io::stdin()).unwrap() else { return };
+        request = serde_json::from_slice(&frame.payload).unwrap();
+    }
     match request.ask {
         Ask::Submit(submit) => take(&directory, submit),
         Ask::Ping => say(&Event::Done(Done::default())),

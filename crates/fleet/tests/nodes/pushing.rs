@@ -10,7 +10,7 @@ use bulkhead_core::{
 use bulkhead_fleet::{
     NodeClient, NodeError,
     memory::Memory,
-    push::{NodeOutcome, Payload, Push, PushError, SignedOrder, push},
+    push::{Early, NodeOutcome, Payload, Push, PushError, SignedOrder, push_over},
 };
 use bulkhead_store::{cache::Cache, pack::Contents};
 use std::{
@@ -73,6 +73,11 @@ impl Bed {
 
     /// Pushes these files as an image; gives outcomes and for whom orders were made.
     async fn push(&self, files: &[(&str, Vec<u8>)]) -> (Vec<NodeOutcome>, Vec<Vec<String>>) {
+        self.push_over(files, false).await
+    }
+
+    /// As [`Bed::push`]; on request over connections at which the nodes wait for an order already.
+    async fn push_over(&self, files: &[(&str, Vec<u8>)], ready: bool) -> (Vec<NodeOutcome>, Vec<Vec<String>>) {
         let mut contents = Files::default();
         let entry = |(path, bytes): &(&str, Vec<u8>)| {
             let digest = verity::digest(bytes);
@@ -114,7 +119,15 @@ impl Bed {
         };
         let identities =
             self.nodes.iter().fold(self.nodes[0].0.no_identities(), |all, (sshd, _)| all.with_file(sshd.path("user")));
-        let outcomes = push(&request, &identities, timeouts(), &self.memory, &make, &|_, _| ()).await;
+        let mut early = Early::new();
+        for target in request.nodes.iter().filter(|_| ready) {
+            let client = NodeClient::connect(target, &identities, timeouts()).await.unwrap();
+            client.make_ready();
+            // Until each has said something, if it is one that does.
+            client.ping().await.unwrap();
+            early.insert(target.node.clone(), tokio::spawn(std::future::ready(Ok(client))));
+        }
+        let outcomes = push_over(&request, early, &identities, timeouts(), &self.memory, &make, &|_, _| ()).await;
         let made = made.lock().unwrap().clone();
         assert!(!self.journals().concat().concat().contains("panicked"), "{:?}", self.journals());
         (outcomes, made)
@@ -202,6 +215,23 @@ async fn the_life_of_an_app() {
     assert_eq!(outcomes.iter().map(release).collect::<Vec<_>>(), [5, 10]);
     assert_eq!(bed.journals()[0].last().unwrap(), "2 objects, document delta, packs some+some");
     assert_eq!(bed.journals()[1].last().unwrap(), "2 objects, document delta, packs some");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_wait_for_the_order() {
+    let Some(bed) = Bed::new(2) else { return };
+    // One does not know of waiting and hangs up.
+    fs::write(bed.nodes[1].1.join("impatient"), "").unwrap();
+    for version in 1..=3 {
+        let (outcomes, made) = bed.push_over(&[("small", noise(version, 2000))], true).await;
+        assert_eq!(outcomes.iter().map(release).collect::<Vec<_>>(), [version, version]);
+        assert_eq!(made.len(), 1);
+    }
+    let counted = |word: &str| -> Vec<usize> {
+        let count = |journal: &Vec<String>| journal.iter().filter(|line| line.contains(word)).count();
+        bed.journals().iter().map(count).collect()
+    };
+    assert_eq!((counted("ready"), counted("objects")), (vec![3, 0], vec![3, 3]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
