@@ -382,6 +382,7 @@ mod tests {
                 remembered.add_image(image.id());
             }
             let payload = Payload {
+                dropped: None,
                 document: Arc::new(wanted.encode()),
                 image: Arc::new(wanted.clone()),
                 contents: Arc::new(Nothing),
