@@ -8,17 +8,21 @@ use crate::{
     output::seconds,
     plan::{Known, KnownBy, Plan, Wanted, plan},
     session::{Answer, Session, app_of, cache_directory, node_error},
-    workspace::{App, write_durably},
+    workspace::{App, FLEET, FleetFiles, write_durably},
 };
 use bulkhead_core::{
-    AppName, FileDigest, FleetName, ImageId, NodeName, OrderId, fleet::FleetNode, image::Image, order::ServiceSpec,
+    AppName, FileDigest, FleetName, ImageId, NodeName, OrderId,
+    fleet::{FleetNode, Tools},
+    image::Image,
+    manifest::{AbsolutePath, ImageSection, Manifest},
+    order::ServiceSpec,
 };
 use bulkhead_fleet::{
     NodeClient, NodeError,
     memory::KnownImage,
     push::{Early, Payload},
 };
-use bulkhead_image::{BuildError, BuildRequest, Built, ErrorKind, Phase, Sources};
+use bulkhead_image::{BuildError, BuildRequest, Built, ErrorKind, Phase, Purpose, Sources};
 use bulkhead_store::{
     cache::Cache,
     pack::{Contents, Nothing, Options},
@@ -234,6 +238,23 @@ pub fn forget_live(fleet: &FleetName, node: &NodeName, app: &AppName) {
     }
 }
 
+/// An order that changed nothing of what runs came after another: what that one made live counts on.
+///
+/// # Errors
+/// As [`remember_live`].
+pub fn still_live(
+    fleet: &FleetName,
+    node: &NodeName,
+    app: &AppName,
+    before: Option<OrderId>,
+    order: OrderId,
+) -> Result<()> {
+    match recall_live(fleet, node, app).filter(|live| Some(live.order) == before) {
+        Some(live) => remember_live(fleet, node, app, &MadeLive { order, ..live }),
+        None => Ok(()),
+    }
+}
+
 /// The plan from what is wanted and what is known.
 #[must_use]
 pub fn plan_over(
@@ -268,12 +289,32 @@ pub fn plan_over(
 /// # Errors
 /// The folder, manifest, packages or lint stand against it.
 pub async fn build_image(context: &Context, app: &App, locked: bool) -> Result<Built> {
+    build(context, Purpose::App, app, locked).await
+}
+
+/// Builds the fleet's tool image, as `[tools]` of `fleet.toml` says. Its packages are pinned beside that file.
+///
+/// # Errors
+/// The packages stand against it.
+pub async fn build_tools(context: &Context, files: &FleetFiles) -> Result<Built> {
+    let Tools { packages, suite, platform } = files.fleet.tools.clone();
+    // Where the tree of what is looked into is seen.
+    let to = AbsolutePath("/target".into());
+    let image = ImageSection { packages, suite, platform, to, ..ImageSection::default() };
+    let app = "tools".parse().map_err(|error| Error::during(Kind::Internal, "a name is no name", &error))?;
+    let manifest = Manifest { app, image, services: BTreeMap::new(), environments: BTreeMap::new() };
+    let (directory, path) = (files.directory.clone(), files.directory.join(FLEET));
+    build(context, Purpose::Tools, &App { path, directory, manifest }, false).await
+}
+
+async fn build(context: &Context, purpose: Purpose, app: &App, locked: bool) -> Result<Built> {
     let (ui, app) = (Arc::clone(&context.ui), app.clone());
     let cache = cache_directory()?.join("image");
     let mirror = std::env::var("BULKHEAD_MIRROR").ok().filter(|address| !address.is_empty());
     let work = tokio::task::spawn_blocking(move || {
         let progress = BuildProgress(&ui);
         let request = BuildRequest {
+            purpose,
             folder: &app.directory,
             manifest: &app.manifest,
             cache_dir: &cache,

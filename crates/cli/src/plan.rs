@@ -603,6 +603,7 @@ mod tests {
         let config = ImageConfig {
             platform: "linux/amd64".into(),
             allowed: allowed.iter().map(|path| (*path).to_owned()).collect(),
+            tools: false,
         };
         let mut entries = vec![Entry { path: b"app".to_vec(), node: Node::Directory { mode: 0o755 } }];
         entries.extend(files.iter().map(|(path, contents)| Entry {

@@ -1,7 +1,10 @@
 //! `fleet.toml`: the nodes and how to reach them. It lives in the team's
 //! repository and holds nothing secret.
 
-use crate::name::{EnvironmentName, FleetName, NodeName};
+use crate::{
+    manifest::Platform,
+    name::{EnvironmentName, FleetName, NodeName},
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -15,6 +18,30 @@ pub struct Fleet {
     /// The nodes, by name.
     #[serde(default)]
     pub nodes: BTreeMap<NodeName, FleetNode>,
+    /// The tools that `bulkhead look` brings to nodes, in an image of their own.
+    #[serde(default)]
+    pub tools: Tools,
+}
+
+/// The tool image. Its packages are pinned in `tools.lock` beside this file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct Tools {
+    /// Debian packages, of which every program is a tool. With `busybox` among them, what it knows is there too.
+    pub packages: Vec<String>,
+    /// The Debian suite that they come from.
+    pub suite: String,
+    /// The platform of the nodes.
+    pub platform: Platform,
+}
+
+impl Default for Tools {
+    fn default() -> Self {
+        let packages =
+            ["busybox", "coreutils", "gdb", "iproute2", "lsof", "ncurses-base", "procps", "strace", "tcpdump"];
+        Self { packages: packages.map(str::to_owned).to_vec(), suite: "trixie".into(), platform: Platform::Amd64 }
+    }
 }
 
 /// One node.

@@ -48,6 +48,10 @@ pub struct ImageConfig {
     pub platform: String,
     /// Paths that the lint would have refused, had the manifest not allowed them by name.
     pub allowed: Vec<String>,
+    /// Whether it holds tools to look into services with. A node runs no service from
+    /// such an image, and no tool from any other.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tools: bool,
 }
 
 /// What an entry is.
@@ -378,7 +382,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn config() -> ImageConfig {
-        ImageConfig { platform: "linux/amd64".into(), allowed: vec![] }
+        ImageConfig { platform: "linux/amd64".into(), allowed: vec![], tools: false }
     }
     fn directory(path: &str) -> Entry {
         Entry { path: path.into(), node: Node::Directory { mode: 0o755 } }
@@ -426,6 +430,20 @@ mod tests {
         check(vec![link("a", "")], "nothing");
         let setuid = Entry { path: "su".into(), node: Node::Directory { mode: 0o4755 } };
         check(vec![setuid], "setuid");
+    }
+
+    #[test]
+    fn the_mark_of_tools_is_written_in_one_way() {
+        let plain = Image::new(config(), vec![]).unwrap();
+        let marked = Image::new(ImageConfig { tools: true, ..config() }, vec![]).unwrap();
+        assert!(!String::from_utf8_lossy(&plain.encode()).contains("tools"));
+        assert_eq!(Image::decode(&marked.encode()), Ok(marked.clone()));
+        assert_ne!(plain.id(), marked.id());
+        // `"tools":false` is said by saying nothing.
+        let text = String::from_utf8_lossy(&marked.encode()).replace("true", "false").into_bytes();
+        let mut document = text;
+        document[17] += 1;
+        assert!(Image::decode(&document).is_err());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Builds the image of a folder and prints what it reports: `build FOLDER CACHE [MIRROR]`.
 
 use bulkhead_core::manifest::Manifest;
-use bulkhead_image::{BuildRequest, Silent, build};
+use bulkhead_image::{BuildRequest, Purpose, Silent, build};
 use std::{error::Error, path::PathBuf};
 
 #[expect(clippy::print_stdout, reason = "an example's output")]
@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mirror = arguments.next().map(|mirror| mirror.to_string_lossy().into_owned());
     let manifest = Manifest::parse(&std::fs::read_to_string(folder.join("bulkhead.toml"))?)?;
     let request = BuildRequest {
+        purpose: Purpose::App,
         folder: &folder,
         manifest: &manifest,
         cache_dir: &cache,

@@ -108,6 +108,49 @@ pub(crate) fn add_files(tree: &mut Tree, suite: Suite) {
     tree.insert(b"etc/os-release", Node { origin: Origin::Base, kind });
 }
 
+/// What of busybox goes by names of its own, where no package has a program of that name.
+const APPLETS: [&str; 24] = [
+    "awk",
+    "cmp",
+    "egrep",
+    "fgrep",
+    "find",
+    "grep",
+    "gunzip",
+    "gzip",
+    "hexdump",
+    "less",
+    "nc",
+    "netstat",
+    "ping",
+    "sed",
+    "sh",
+    "strings",
+    "tar",
+    "time",
+    "traceroute",
+    "vi",
+    "wget",
+    "which",
+    "xargs",
+    "xxd",
+];
+
+/// What tools expect: a shell and what scripts use, and a debugger's settings.
+pub(crate) fn add_for_tools(tree: &mut Tree) {
+    if tree.get(b"usr/bin/busybox").is_some() {
+        for name in APPLETS {
+            let path = format!("usr/bin/{name}").into_bytes();
+            if tree.get(&path).is_none() {
+                let kind = Kind::Symlink { target: b"busybox".to_vec() };
+                tree.insert(&path, Node { origin: Origin::Base, kind });
+            }
+        }
+    }
+    // The programs that are debugged lie there, not in the tool image.
+    add(tree, "etc/gdb/gdbinit", b"set sysroot /target\nset debuginfod enabled off\n");
+}
+
 /// The directories that nodes mount volumes on and services start in, unless the app brings them.
 pub(crate) fn add_mount_points(tree: &mut Tree, manifest: &Manifest) {
     let services = manifest.services.values();

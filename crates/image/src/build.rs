@@ -6,6 +6,7 @@ use crate::{
     debian::{
         DebianError, Packages, Suite, Wanted,
         deb::{FileCache, ItemKind},
+        lock,
         signature::Keyring,
     },
     lint,
@@ -36,10 +37,22 @@ const BIGGEST_SHOWN: usize = 5;
 /// them: a node takes 256 KiB of configuration.
 const ALLOWED_MAX_BYTES: usize = 64 << 10;
 
+/// What an image is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To run services from: no shell, no tool.
+    App,
+    /// To look into services from outside: all programs of the packages that are named, and nothing of the
+    /// folder. Its lock file is `tools.lock`. Nodes run no service from it.
+    Tools,
+}
+
 /// What to build.
 #[derive(Clone, Copy)]
 pub struct BuildRequest<'a> {
-    /// The folder that holds `bulkhead.toml`.
+    /// What for.
+    pub purpose: Purpose,
+    /// The folder that holds `bulkhead.toml`; for tools `fleet.toml`.
     pub folder: &'a Path,
     /// That file, parsed.
     pub manifest: &'a Manifest,
@@ -57,6 +70,7 @@ pub struct BuildRequest<'a> {
 impl std::fmt::Debug for BuildRequest<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BuildRequest")
+            .field("purpose", &self.purpose)
             .field("folder", &self.folder)
             .field("cache_dir", &self.cache_dir)
             .field("mirror", &self.mirror)
@@ -218,11 +232,13 @@ fn build_once(request: &BuildRequest<'_>, keyring: &Keyring, now_seconds: u64) -
     let mut report = Report::default();
     let mut omitted = Omitted::default();
 
-    let scans = scan_all(request)?;
+    let is_tools = request.purpose == Purpose::Tools;
+    let scans = if is_tools { vec![] } else { scan_all(request)? };
     report.timings.scan_ms = elapsed_ms(&mut clock);
 
+    let lock = request.folder.join(if is_tools { lock::TOOLS_FILE_NAME } else { lock::FILE_NAME });
     let wanted = Wanted {
-        folder: request.folder,
+        lock: &lock,
         cache_dir: request.cache_dir,
         suite,
         platform: section.platform,
@@ -243,7 +259,7 @@ fn build_once(request: &BuildRequest<'_>, keyring: &Keyring, now_seconds: u64) -
     let candidates = collect(request, suite, &packages, scans, &cache, &mut findings, &mut omitted, &mut report)?;
     let names: Vec<String> = packages.unpacked.iter().map(|package| package.name.clone()).collect();
     let disk = |file: &FileNode| cache.path(&file.digest);
-    let question = Question { tree: &candidates, manifest, packages: &names, disk: &disk };
+    let question = Question { tree: &candidates, manifest, packages: &names, tools: is_tools, disk: &disk };
     let mut closure = closure::close(&question).map_err(BuildError::Closure)?;
     let used = keep_metadata(&candidates, &packages, &mut closure);
     let mut tree = candidates;
@@ -256,7 +272,7 @@ fn build_once(request: &BuildRequest<'_>, keyring: &Keyring, now_seconds: u64) -
     request.progress.advance(Phase::Lint, 0, 0, "");
     let app = spell(section.to.0.as_bytes());
     let (refused, mut warnings) = lint::lint(&tree, section.platform, &app);
-    findings.extend(refused);
+    findings.extend(refused.into_iter().filter(|finding| !is_tools || !finding.rule.is_about_tools()));
     findings.append(&mut closure.findings);
     warnings.append(&mut closure.warnings);
     warnings.extend(packages.warnings.iter().cloned());
@@ -271,8 +287,11 @@ fn build_once(request: &BuildRequest<'_>, keyring: &Keyring, now_seconds: u64) -
     request.progress.advance(Phase::Write, 0, 0, "");
     describe(request, &mut tree, &packages, &used, suite, &mut report);
     report.omitted = omitted.list();
-    let config =
-        ImageConfig { platform: section.platform.as_str().into(), allowed: allowed(&verdict.allowed, section) };
+    let config = ImageConfig {
+        platform: section.platform.as_str().into(),
+        allowed: allowed(&verdict.allowed, section),
+        tools: is_tools,
+    };
     report.allowed = verdict.allowed;
     let nodes = tree.into_nodes();
     let mut sources = Sources::with_capacity(nodes.len());
@@ -413,6 +432,9 @@ fn collect(
         }
     }
     base::add_mount_points(&mut tree, request.manifest);
+    if request.purpose == Purpose::Tools {
+        base::add_for_tools(&mut tree);
+    }
     Ok(tree)
 }
 

@@ -99,6 +99,8 @@ pub(crate) struct Question<'a> {
     pub(crate) manifest: &'a Manifest,
     /// Names of packages by number.
     pub(crate) packages: &'a [String],
+    /// Whether every program of the packages that are named is wanted.
+    pub(crate) tools: bool,
     /// Where the contents of package files are.
     pub(crate) disk: &'a dyn Fn(&FileNode) -> PathBuf,
 }
@@ -186,6 +188,9 @@ impl<'a> Work<'a> {
             }
         }
         let manifest = self.question.manifest;
+        if self.question.tools {
+            self.programs_of_named_packages()?;
+        }
         for (name, service) in &manifest.services {
             let workdir = service.workdir.as_ref().unwrap_or(&manifest.image.to);
             self.program(name.as_str(), &service.command[0], &workdir.0)?;
@@ -205,6 +210,22 @@ impl<'a> Work<'a> {
             for path in runtime::data_of(package) {
                 self.keep_all(&pattern("keep", path)?);
             }
+        }
+        Ok(())
+    }
+
+    fn programs_of_named_packages(&mut self) -> Result<(), ClosureError> {
+        let (tree, question) = (self.question.tree, self.question);
+        for (path, node) in tree.iter() {
+            let Origin::Package(number) = node.origin else { continue };
+            let is_named = question.manifest.image.packages.contains(&question.packages[number]);
+            if is_named && matches!(parent(path), Some(b"usr/bin" | b"usr/sbin")) {
+                // A link that leads nowhere is of no use.
+                self.keep(path);
+            }
+        }
+        for data in runtime::TOOL_DATA {
+            self.keep_all(&pattern("keep", data)?);
         }
         Ok(())
     }

@@ -12,7 +12,7 @@
 pub(crate) mod deb;
 mod fetch;
 mod index;
-mod lock;
+pub(crate) mod lock;
 pub(crate) mod signature;
 mod version;
 
@@ -240,7 +240,8 @@ impl Suite {
 /// What is asked for.
 #[derive(Clone, Copy)]
 pub(crate) struct Wanted<'a> {
-    pub(crate) folder: &'a Path,
+    /// The lock file.
+    pub(crate) lock: &'a Path,
     pub(crate) cache_dir: &'a Path,
     pub(crate) suite: Suite,
     pub(crate) platform: Platform,
@@ -276,7 +277,7 @@ impl Wanted<'_> {
             return Ok(Packages::default());
         }
         let platform = self.platform.as_str();
-        let known = Lock::read(self.folder)?;
+        let known = Lock::read(self.lock)?;
         let is_there = known.is_some();
         let mut packages = Packages::default();
         let lock = match known.filter(|lock| lock.fits(self.suite.name, platform, self.names)) {
@@ -292,7 +293,7 @@ impl Wanted<'_> {
         };
         packages.unpacked = self.unpack_all(&lock.pinned)?;
         if packages.lock_changed {
-            lock.write(self.folder)?;
+            lock.write(self.lock)?;
         }
         Ok(packages)
     }

@@ -9,7 +9,7 @@
 //! | `scan` | walks the folder; an index spares reading what did not change |
 //! | `content` | what a file is by its bytes: ELF, script, private key, … |
 //! | `tree` | paths of an image while it is made; links resolved inside it |
-//! | `debian` | suites, signatures, dependencies, `bulkhead.lock`, `.deb` files |
+//! | `debian` | suites, signatures, dependencies, `bulkhead.lock` and `tools.lock`, `.deb` files |
 //! | `closure` | which package files a running service can need |
 //! | `runtime` | what known programs load at run time without saying so in ELF |
 //! | `base` | the few files that every image has |
@@ -51,7 +51,7 @@ mod scan;
 mod sources;
 mod tree;
 
-pub use build::{BuildError, BuildRequest, Built, ErrorKind, build};
+pub use build::{BuildError, BuildRequest, Built, ErrorKind, Purpose, build};
 pub use closure::ClosureError;
 pub use debian::{DebianError, signature::SignatureError};
 pub use report::{Finding, Large, Omission, PackageUse, Phase, Progress, Report, Rule, Silent, Timings};

@@ -94,6 +94,24 @@ pub enum Rule {
     RuntimeData,
 }
 
+impl Rule {
+    /// Whether it keeps tools out of images, so that it is no matter in an image of tools. What is
+    /// setuid or has capabilities is there without them anyway.
+    pub(crate) fn is_about_tools(self) -> bool {
+        matches!(
+            self,
+            Self::Shell
+                | Self::Ssh
+                | Self::Compiler
+                | Self::PackageManager
+                | Self::Debugger
+                | Self::NetworkTool
+                | Self::Setuid
+                | Self::Capabilities
+        )
+    }
+}
+
 /// One thing the lint found.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {

@@ -42,6 +42,11 @@ const DATA_PACKAGES: &[(&str, &[&str])] = &[
     ("media-types", &["/etc/mime.types"]),
 ];
 
+/// What tools read besides, as patterns, where a package of the image has it: terminals that output to no
+/// terminal is written for, and the library without which Debian's gdb does not start.
+pub(crate) const TOOL_DATA: &[&str] =
+    &["/usr/share/terminfo/d/dumb", "/usr/share/terminfo/v/vt100", "/usr/lib/python3.*", "/usr/share/gdb"];
+
 /// An interpreter and the library that it is of no use without.
 const LIBRARIES: &[(&str, &str)] = &[
     ("/usr/bin/python3.*", "/usr/lib/python3*"),

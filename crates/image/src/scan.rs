@@ -52,7 +52,7 @@ const READ_ATTEMPTS: usize = 3;
 const READ_BUFFER_BYTES: usize = 256 << 10;
 
 /// Names that are never copied, at the top of the folder.
-const NEVER_AT_TOP: &[&str] = &["bulkhead.toml", "bulkhead.lock", "fleet.toml", ".bulkheadignore"];
+const NEVER_AT_TOP: &[&str] = &["bulkhead.toml", "bulkhead.lock", "tools.lock", "fleet.toml", ".bulkheadignore"];
 
 /// Why a folder cannot be scanned.
 #[derive(Debug, thiserror::Error)]

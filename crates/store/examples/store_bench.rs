@@ -124,7 +124,7 @@ mod bench {
             entries.push(Entry { path, node: file(false) });
         }
         println!("generate and hash   {:>8} ms", started.elapsed().as_millis());
-        let config = ImageConfig { platform: "linux/amd64".into(), allowed: Vec::new() };
+        let config = ImageConfig { platform: "linux/amd64".into(), allowed: Vec::new(), tools: false };
         let before = Image::new(config.clone(), entries.clone())?;
         let (at, entry) = change.ok_or("fewer than eight files")?;
         entries[at] = entry;

@@ -104,7 +104,7 @@ mod tests {
             path: format!("f{number}").into_bytes(),
             node: Node::File { mode: 0o644, size_bytes: bytes.len() as u64, digest: *digest },
         });
-        let config = ImageConfig { platform: "linux/amd64".into(), allowed: vec![] };
+        let config = ImageConfig { platform: "linux/amd64".into(), allowed: vec![], tools: false };
         let image = Image::new(config, entries.collect()).unwrap();
         let contents: HashMap<FileDigest, Vec<u8>> = digests.into_iter().zip(files).collect();
         let items: Vec<Item> = distinct_objects(&image)

@@ -17,6 +17,7 @@ use std::{
 const NOW: u64 = 1_767_225_600;
 
 struct Bed {
+    purpose: Purpose,
     folder: tempfile::TempDir,
     cache: tempfile::TempDir,
     manifest: Manifest,
@@ -28,6 +29,7 @@ impl Bed {
     fn new(image: &str, command: &str) -> Self {
         let text = format!("app = \"notes\"\n[image]\n{image}\n[services.web]\ncommand = [\"{command}\"]\n");
         Self {
+            purpose: Purpose::App,
             folder: tempfile::tempdir().unwrap(),
             cache: tempfile::tempdir().unwrap(),
             manifest: Manifest::parse(&text).unwrap(),
@@ -52,6 +54,7 @@ impl Bed {
 
     fn build_locked(&self, locked: bool) -> Result<Built, BuildError> {
         let request = BuildRequest {
+            purpose: self.purpose,
             folder: self.folder.path(),
             manifest: &self.manifest,
             cache_dir: self.cache.path(),
@@ -531,6 +534,24 @@ fn packages_are_cut_down_to_what_runs() {
     // Files lost from the cache come back from the packages.
     fs::remove_dir_all(bed.cache.path().join("files")).unwrap();
     assert_eq!(bed.build().unwrap().id, first.id);
+}
+
+#[test]
+fn an_image_of_tools_has_the_programs_of_the_packages_that_are_named_and_is_marked() {
+    let archive = Archive::new();
+    let mut bed = bed_with(&archive, "packages = [\"web\"]\nto = \"/target\"");
+    bed.write("secret.txt", "no part of it").write(".env", "A=b");
+    let plain = bed_with(&archive, "packages = [\"web\"]\nto = \"/target\"").build().unwrap();
+    bed.purpose = Purpose::Tools;
+    let built = bed.build().unwrap();
+    assert!(built.image.config().tools && !plain.image.config().tools);
+    let all = paths(&built);
+    for path in ["usr/bin/web", "usr/bin/bash", "usr/lib/x86_64-linux-gnu/libx.so.1", "target", "tmp", "proc", "dev"] {
+        assert!(all.contains(&path.to_owned()), "{path} is missing of {all:?}");
+    }
+    assert!(!all.iter().any(|path| path.contains("secret") || path.contains("index.html") || path.contains(".env")));
+    assert!(bed.folder.path().join("tools.lock").exists() && !bed.folder.path().join("bulkhead.lock").exists());
+    assert_eq!(bed.build_locked(true).unwrap().id, built.id);
 }
 
 #[test]

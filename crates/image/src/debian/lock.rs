@@ -1,4 +1,4 @@
-//! `bulkhead.lock`: which package files an image was made from.
+//! `bulkhead.lock` (`tools.lock` for tools): which package files an image was made from.
 //!
 //! With it a build needs no index, and no network at all once the files are
 //! cached; and the digests in it are what makes a build the same on another
@@ -14,11 +14,14 @@ use std::{
     path::Path,
 };
 
+/// Of an app's image.
 pub(crate) const FILE_NAME: &str = "bulkhead.lock";
+/// Of the tool image; it lies beside `fleet.toml`, where an app may lie too.
+pub(crate) const TOOLS_FILE_NAME: &str = "tools.lock";
 const VERSION: u32 = 1;
 /// Some 200 bytes a package and thousands of packages.
 const MAX_BYTES: u64 = 8 << 20;
-const HEADING: &str = "# Written by `bulkhead build`: the exact packages of the image. Keep it in version control.\n\
+const HEADING: &str = "# Written by `bulkhead`: the exact packages of the image. Keep it in version control.\n\
                        # Delete it to take what is current.\n";
 
 /// A whole lock file.
@@ -71,16 +74,15 @@ impl Lock {
         self.suite == wanted.suite && self.platform == wanted.platform && self.packages == wanted.packages
     }
 
-    /// Reads a folder's lock file, if it has one.
-    pub(crate) fn read(folder: &Path) -> Result<Option<Self>, DebianError> {
-        let path = folder.join(FILE_NAME);
-        let failed = |source| DebianError::LockFile { path: path.clone(), source };
-        let text = match File::open(&path) {
+    /// Reads a lock file, if it is there.
+    pub(crate) fn read(path: &Path) -> Result<Option<Self>, DebianError> {
+        let failed = |source| DebianError::LockFile { path: path.to_owned(), source };
+        let text = match File::open(path) {
             Ok(file) => io::read_to_string(io::Read::take(file, MAX_BYTES)).map_err(failed)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(error)),
         };
-        let malformed = |what: String| DebianError::LockMalformed { path: path.clone(), what };
+        let malformed = |what: String| DebianError::LockMalformed { path: path.to_owned(), what };
         let lock: Self = parse_toml(&text).map_err(|error| malformed(error.message))?;
         if lock.version != VERSION {
             return Err(malformed(format!("version {} is not known to this bulkhead", lock.version)));
@@ -91,10 +93,10 @@ impl Lock {
         Ok(Some(lock))
     }
 
-    /// Writes it into a folder, whole or not at all.
-    pub(crate) fn write(&self, folder: &Path) -> Result<(), DebianError> {
-        let path = folder.join(FILE_NAME);
-        let failed = |source| DebianError::LockFile { path: path.clone(), source };
+    /// Writes it, whole or not at all.
+    pub(crate) fn write(&self, path: &Path) -> Result<(), DebianError> {
+        let folder = path.parent().unwrap_or(path);
+        let failed = |source| DebianError::LockFile { path: path.to_owned(), source };
         let body = toml::to_string(self).map_err(|error| failed(io::Error::other(error)))?;
         let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
         file.write_all(HEADING.as_bytes()).and_then(|()| file.write_all(body.as_bytes())).map_err(failed)?;
@@ -105,7 +107,7 @@ impl Lock {
             use std::os::unix::fs::PermissionsExt as _;
             file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(failed)?;
         }
-        file.persist(&path).map_err(|error| failed(error.error))?;
+        file.persist(path).map_err(|error| failed(error.error))?;
         #[cfg(unix)]
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
         Ok(())
@@ -158,10 +160,11 @@ mod tests {
     #[test]
     fn there_and_back() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(Lock::read(folder.path()).unwrap(), None);
+        let path = folder.path().join(FILE_NAME);
+        assert_eq!(Lock::read(&path).unwrap(), None);
         let lock = Lock::new("trixie", "linux/amd64", &["web".into(), "lib".into(), "web".into()], vec![pinned()]);
-        lock.write(folder.path()).unwrap();
-        assert_eq!(Lock::read(folder.path()).unwrap().unwrap(), lock);
+        lock.write(&path).unwrap();
+        assert_eq!(Lock::read(&path).unwrap().unwrap(), lock);
         assert!(lock.fits("trixie", "linux/amd64", &["lib".into(), "web".into()]));
         assert!(!lock.fits("trixie", "linux/amd64", &["lib".into()]));
         assert!(!lock.fits("trixie", "linux/arm64", &["lib".into(), "web".into()]));
@@ -172,8 +175,9 @@ mod tests {
     fn what_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let check = |text: &str, expected: &str| {
-            fs::write(folder.path().join(FILE_NAME), text).unwrap();
-            let error = Lock::read(folder.path()).unwrap_err().to_string();
+            let path = folder.path().join(FILE_NAME);
+            fs::write(&path, text).unwrap();
+            let error = Lock::read(&path).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         };
         let head = "version = 1\nsuite = \"trixie\"\nplatform = \"linux/amd64\"\npackages = []\n";

@@ -33,7 +33,8 @@ fn put(push: &Push<'_>, entries: Vec<Entry>, contents: &[&[u8]]) -> ImageId {
     pack::encode(&items, &contents, &Nothing, &mut packed, None, &Options::default()).unwrap();
     let wanted = items.iter().map(|item| (item.digest, item.size_bytes)).collect();
     push.ingest(&mut packed.as_slice(), &wanted).unwrap();
-    let image = Image::new(ImageConfig { platform: "linux/amd64".into(), allowed: Vec::new() }, entries).unwrap();
+    let image =
+        Image::new(ImageConfig { platform: "linux/amd64".into(), allowed: Vec::new(), tools: false }, entries).unwrap();
     push.put_document(image.id(), &image.encode()).unwrap();
     image.id()
 }

@@ -16,7 +16,7 @@ fn image(files: &[Vec<u8>]) -> (Image, Memory) {
         path: format!("f{number}").into_bytes(),
         node: Node::File { mode: 0o644, size_bytes: bytes.len() as u64, digest: verity::digest(bytes) },
     });
-    let config = ImageConfig { platform: "linux/amd64".into(), allowed: Vec::new() };
+    let config = ImageConfig { platform: "linux/amd64".into(), allowed: Vec::new(), tools: false };
     let image = Image::new(config, entries.collect()).unwrap();
     (image, files.iter().map(|bytes| (verity::digest(bytes), bytes.clone())).collect())
 }
