@@ -12,6 +12,7 @@
 //! keeper/status.rs  facts and what runs
 //! keeper/logs.rs    the journal
 //! keeper/look.rs    a service's processes, files, sockets, limits, from outside
+//! keeper/tool.rs    an accepted order to look: a tool's unit, its output, its end
 //! ```
 
 pub mod carry;
@@ -24,6 +25,7 @@ pub mod release;
 pub mod settle;
 pub mod status;
 pub mod submit;
+pub mod tool;
 
 use crate::{
     durable::FileError,
@@ -31,7 +33,7 @@ use crate::{
     state::{self, Paths},
     systemd::{self, SystemdError},
 };
-use bulkhead_core::{ImageId, Timestamp};
+use bulkhead_core::{ImageId, Timestamp, order::Action};
 use bulkhead_store::{Store, StoreError};
 use bulkhead_wire::{Ask, Done, Event, Failure, FailureKind, Request};
 use std::{
@@ -274,7 +276,11 @@ fn worth_keeping(paths: &Paths) -> Result<(BTreeSet<ImageId>, Vec<ImageId>), Fil
     for app in state::apps(paths)? {
         keep.extend(app.live_run()?.map(|(_, run)| run.image));
         // The last order may be under way in another keeper, or be sent again.
-        keep.extend(app.run(app.head()?.counter)?.map(|run| run.image));
+        keep.extend(match app.order(app.head()?.counter)?.map(|order| order.action) {
+            Some(Action::Run(run)) => Some(run.image),
+            Some(Action::Look(tool)) => Some(tool.image),
+            _ => None,
+        });
         preferred.extend(app.good_images()?.into_iter().enumerate());
     }
     preferred.sort_by_key(|(rank, _)| *rank);

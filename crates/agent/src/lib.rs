@@ -10,6 +10,7 @@
 //! | [`state`] | what a node keeps: orders, releases, what is live |
 //! | [`audit`] | the hash chain of all that was accepted or refused |
 //! | [`units`] | from a specification to the text of units. Pure |
+//! | [`tool`] | a tool's own process: enters the service's namespaces, becomes the tool |
 //! | [`health`], [`http`], [`sockets`] | whether a service is well, seen from outside |
 //! | [`systemd`], [`durable`], [`peer`] | the ways to systemd, the disk, the client |
 
@@ -26,4 +27,5 @@ pub mod scrub;
 pub mod sockets;
 pub mod state;
 pub mod systemd;
+pub mod tool;
 pub mod units;

@@ -1,7 +1,7 @@
 //! `bulkhead-agent`: one binary, several names and subcommands. As
 //! `bulkhead-gate` it is the login shell of the account that clients connect as.
 
-use bulkhead_agent::{boot, gate, health, install, keeper, scrub, state::Paths};
+use bulkhead_agent::{boot, gate, health, install, keeper, scrub, state::Paths, tool};
 use bulkhead_core::ImageId;
 use bulkhead_store::{Store, mount};
 use std::{
@@ -13,7 +13,7 @@ use std::{
 
 const USAGE: &str =
     "usage: bulkhead-agent gate | keeper | boot | settle | scrub | mount IMAGE | unmount IMAGE
-       bulkhead-agent await-port PORT PROGRAM [ARGUMENT…]
+       bulkhead-agent await-port PORT PROGRAM [ARGUMENT…] | tool ID
        bulkhead-agent install [--root DIR] [--verify]
        bulkhead-agent --version";
 

@@ -9,7 +9,10 @@ use bulkhead_core::ServiceName;
 use bulkhead_wire::{DATA_MAX_BYTES, Event, FrameError, Kind, Step, StepKind, frame, write_frame};
 use std::{
     io::{self, BufReader, Read, Write as _},
-    os::unix::net::UnixStream,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
     time::{Duration, Instant},
 };
 
@@ -43,6 +46,17 @@ pub enum PeerError {
         /// The bound.
         max_bytes: usize,
     },
+}
+
+/// What a peer said while something is being done for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// What is being done shall be interrupted.
+    Interrupt,
+    /// It says no more, and listens.
+    Nothing,
+    /// It is gone, or does not speak the protocol.
+    Gone,
 }
 
 /// The peer.
@@ -191,6 +205,37 @@ impl Peer {
         Ok(bytes)
     }
 
+    /// Sends a piece of a stream, of at most [`DATA_MAX_BYTES`].
+    ///
+    /// # Errors
+    /// As [`Peer::send`].
+    pub fn send_data(&mut self, piece: &[u8]) -> Result<(), PeerError> {
+        self.write(Kind::Data, piece)
+    }
+
+    /// Ends the stream.
+    ///
+    /// # Errors
+    /// As [`Peer::send`].
+    pub fn end_stream(&mut self) -> Result<(), PeerError> {
+        self.write(Kind::End, &[])
+    }
+
+    /// Whether bytes are here already that [`Peer::hear`] would take; a poll does not show them.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        !self.input.buffer().is_empty()
+    }
+
+    /// Takes the next frame: an end frame asks for an interruption, and nothing else is due.
+    pub fn hear(&mut self) -> Heard {
+        match bulkhead_wire::read_frame(&mut self.input) {
+            Ok(Some(frame)) if frame.kind == Kind::End => Heard::Interrupt,
+            Ok(None) => Heard::Nothing,
+            Ok(Some(_)) | Err(_) => Heard::Gone,
+        }
+    }
+
     /// Whether the peer has closed both its directions.
     #[must_use]
     pub fn hung_up(&self) -> bool {
@@ -198,6 +243,12 @@ impl Peer {
         let zero = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
         let ended = rustix::event::PollFlags::HUP | rustix::event::PollFlags::ERR;
         rustix::event::poll(&mut set, Some(&zero)).is_ok_and(|count| count > 0 && set[0].revents().intersects(ended))
+    }
+}
+
+impl AsFd for Peer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.output.as_fd()
     }
 }
 
@@ -357,6 +408,19 @@ mod tests {
         peer.commit();
         assert!(peer.step(StepKind::Switched, None).is_ok());
         assert!(peer.step(StepKind::Stopped, None).is_ok());
+    }
+
+    #[test]
+    fn an_interruption_is_an_end_frame() {
+        let (mut peer, mut client) = pair();
+        write_frame(&mut client, Kind::End, b"").unwrap();
+        assert_eq!(peer.hear(), Heard::Interrupt);
+        write_frame(&mut client, Kind::End, b"").unwrap();
+        write_frame(&mut client, Kind::Data, b"x").unwrap();
+        assert_eq!((peer.hear(), peer.has_more()), (Heard::Interrupt, true));
+        assert_eq!(peer.hear(), Heard::Gone);
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!((peer.hear(), peer.hung_up()), (Heard::Nothing, false));
     }
 
     #[test]

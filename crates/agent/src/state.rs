@@ -490,6 +490,10 @@ impl App {
     pub fn release(&self, number: u64, images: &BTreeSet<ImageId>) -> Result<Option<Release>, FileError> {
         let (Some(order), Some(record)) = (self.order(number)?, self.record(number)?) else { return Ok(None) };
         let verb = order.action.verb().to_owned();
+        let looked = match &order.action {
+            Action::Look(tool) => Some(format!("{} in {}", tool.shown(), tool.service)),
+            _ => None,
+        };
         let run = match order.action {
             Action::Run(run) => Some(run),
             _ => None,
@@ -509,7 +513,7 @@ impl App {
             outcome: record.outcome,
             live: self.live()?.is_some_and(|live| live.release == number),
             source,
-            origin,
+            origin: origin.or(looked),
             message: order.message,
             services,
         }))

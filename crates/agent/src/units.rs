@@ -20,7 +20,10 @@
 //! socket would then start the service again at once whenever it failed, and
 //! make nothing of its back-off.
 
-use bulkhead_core::{AppName, ImageId, ServiceName, order::ServiceSpec};
+use bulkhead_core::{
+    AppName, ImageId, ServiceName,
+    order::{ServiceSpec, Tool},
+};
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -424,6 +427,101 @@ pub fn accounts_unit(app: &AppName, uid: u32) -> (String, String) {
     (format!("bulkhead-accounts-{uid}.service"), text)
 }
 
+/// The slice that tools are in, below that of the services.
+pub const TOOL_SLICE: &str = "bulkhead-tools.slice";
+/// What all tools of a node may have together.
+const TOOLS_MEMORY: &str = "1G";
+/// What one tool may have: a debugger reads the symbols of large programs.
+const TOOL_MEMORY: &str = "512M";
+/// How much later than the keeper systemd ends a tool, where the keeper did not.
+const TOOL_LATER_MS: u64 = 5000;
+/// What [`crate::tool`] needs to enter; the tool itself has one or two of them, see there.
+const TOOL_CAPABILITIES: &str = "CAP_SYS_ADMIN CAP_SYS_CHROOT CAP_SYS_PTRACE CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH \
+                                 CAP_SETUID CAP_SETGID CAP_SETPCAP CAP_NET_RAW";
+
+/// The slice's name and text.
+#[must_use]
+pub fn tool_slice() -> (&'static str, String) {
+    let text = format!(
+        "# Written by Bulkhead; do not edit.\n\
+         [Unit]\n\
+         Description=Tools that look into services\n\
+         \n\
+         [Slice]\n\
+         MemoryMax={TOOLS_MEMORY}\n\
+         MemorySwapMax=0\n\
+         TasksMax=256\n\
+         CPUWeight=50\n"
+    );
+    (TOOL_SLICE, text)
+}
+
+/// The unit of a tool: name and text. `id` is its order's, in hexadecimal. It carries no word of the command.
+#[must_use]
+pub fn tool_unit(app: &AppName, tool: &Tool, id: &str) -> (String, String) {
+    let image_unit = image_unit(tool.image);
+    let mut text = format!(
+        "# Written by Bulkhead from a signed order; do not edit.\n\
+         [Unit]\n\
+         Description={app}/{}, looked into by order {id}\n\
+         Requires={image_unit}\n\
+         After={image_unit}\n\
+         CollectMode=inactive-or-failed\n\
+         \n\
+         [Service]\n\
+         Type=exec\n\
+         Slice={TOOL_SLICE}\n\
+         ExecStart=/usr/lib/bulkhead/bulkhead-agent tool {id}\n\
+         RuntimeMaxSec={}ms\n\
+         CapabilityBoundingSet={TOOL_CAPABILITIES}\n\
+         MemoryMax={TOOL_MEMORY}\n",
+        tool.service,
+        u64::from(tool.within_ms) + TOOL_LATER_MS
+    );
+    for (key, value) in TOOL_SEAL {
+        writeln!(text, "{key}={value}").expect("a String takes all");
+    }
+    (format!("bulkhead-tool-{id}.service"), text)
+}
+
+/// What holds for every tool. What the agent does at first (namespaces, mounts) is not taken from it here; it
+/// gives that up itself.
+const TOOL_SEAL: &[(&str, &str)] = &[
+    ("KillMode", "control-group"),
+    ("TimeoutStopSec", "2s"),
+    ("MemorySwapMax", "0"),
+    ("TasksMax", "64"),
+    ("CPUQuota", "100%"),
+    ("OOMPolicy", "kill"),
+    ("OOMScoreAdjust", "500"),
+    ("LimitCORE", "0"),
+    ("UMask", "0077"),
+    ("StandardInput", "null"),
+    ("StandardOutput", "null"),
+    ("StandardError", "journal"),
+    ("SyslogIdentifier", "bulkhead-tool"),
+    ("PrivateMounts", "yes"),
+    // Until it is in the service's network it has none.
+    ("PrivateNetwork", "yes"),
+    ("PrivateIPC", "yes"),
+    ("NoNewPrivileges", "yes"),
+    ("DevicePolicy", "closed"),
+    ("KeyringMode", "private"),
+    // Those that the agent enters.
+    ("RestrictNamespaces", "user net ipc uts mnt"),
+    ("RestrictRealtime", "yes"),
+    ("RestrictSUIDSGID", "yes"),
+    ("LockPersonality", "yes"),
+    ("RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET"),
+    ("SystemCallArchitectures", "native"),
+    ("SystemCallFilter", "@system-service @mount @debug @setuid setns pivot_root chroot capset"),
+    (
+        "SystemCallFilter",
+        "~@keyring @clock @module @reboot @swap perf_event_open bpf io_uring_setup io_uring_enter io_uring_register",
+    ),
+    ("SystemCallErrorNumber", "EPERM"),
+];
+
 fn display(path: &Path) -> String {
     path.display().to_string()
 }
@@ -534,6 +632,21 @@ mod tests {
         check(|service| service.command.clear(), "the program");
         check(|service| service.workdir = "/a b".into(), "has a space");
         check(|service| service.volumes[0].path = "/a b".into(), "has a space");
+    }
+
+    #[test]
+    fn a_whole_tool() {
+        let tool = Tool {
+            service: "web".parse().unwrap(),
+            image: ImageId([0xab; 32]),
+            command: vec!["sh".into(), "-c".into(), "%n \nUser=root".into()],
+            rights: bulkhead_core::order::Rights::Trace,
+            within_ms: 300_000,
+        };
+        let (name, text) = tool_unit(&"notes".parse().unwrap(), &tool, "0123456789abcdef");
+        assert_eq!(name, "bulkhead-tool-0123456789abcdef.service");
+        assert!(text.contains("\nRuntimeMaxSec=305000ms\n") && !text.contains("User="), "{text}");
+        assert!(tool_slice().1.contains("\nMemoryMax=1G\n"));
     }
 
     #[test]

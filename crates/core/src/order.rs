@@ -86,6 +86,8 @@ pub enum Action {
         /// Whether its volumes are deleted too.
         volumes: bool,
     },
+    /// Run a tool against a service of the live release, once, from outside it.
+    Look(Tool),
 }
 
 impl Action {
@@ -98,6 +100,7 @@ impl Action {
             Self::Start { .. } => "start",
             Self::Restart { .. } => "restart",
             Self::Remove { .. } => "remove",
+            Self::Look(_) => "look",
         }
     }
 }
@@ -116,6 +119,67 @@ pub struct Run {
     /// What this release was made from when it was not built: `rollback to 3`, `promoted from staging`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
+}
+
+/// A tool and what it is let at. It runs from a tool image of its own, never from
+/// the service's, and with power over that one service alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tool {
+    /// The service that is looked at.
+    pub service: ServiceName,
+    /// The tool image; one that is marked so.
+    pub image: ImageId,
+    /// The tool (a path in its image, or a name looked for in its bin directories) and its arguments.
+    pub command: Vec<String>,
+    /// What it may do.
+    pub rights: Rights,
+    /// How long it may run.
+    pub within_ms: u32,
+}
+
+/// What a tool may do to the service that it is let at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rights {
+    /// Trace its processes, read their memory and its files, and be in its network.
+    Trace,
+    /// Capture the packets of its network; neither its processes nor its files.
+    Capture,
+}
+
+impl Tool {
+    /// The command on one line, for people.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=@%+".contains(c);
+        let word = |word: &String| {
+            if !word.is_empty() && word.chars().all(is_plain) { word.clone() } else { format!("'{word}'") }
+        };
+        self.command.iter().map(word).collect::<Vec<_>>().join(" ")
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let Some(program) = self.command.first() else { return Err("a tool has a name".into()) };
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._+-".contains(c);
+        if program.is_empty()
+            || !program.chars().all(is_plain)
+            || (program.contains('/') && !is_clean_absolute(program))
+        {
+            return Err(format!("tool `{program}` is neither a plain name nor a clean absolute path"));
+        }
+        if self.command.len() > WORDS_MAX || self.command.iter().map(String::len).sum::<usize>() > TOOL_MAX_BYTES {
+            return Err(format!("a tool's command has at most {WORDS_MAX} words and {TOOL_MAX_BYTES} bytes"));
+        }
+        // It is shown in histories and logs, on one line.
+        if let Some(word) = self.command.iter().find(|word| word.chars().any(char::is_control)) {
+            return Err(format!("argument {word:?} has a control character"));
+        }
+        if self.within_ms == 0 || self.within_ms > TOOL_MAX_MS {
+            return Err("a tool runs for at most one hour".into());
+        }
+        Ok(())
+    }
 }
 
 /// Where sources stood. Stated by the signer; nobody verifies it.
@@ -209,6 +273,10 @@ pub enum OrderError {
 const SERVICES_MAX: usize = 64;
 const WORDS_MAX: usize = 1024;
 const TARGETS_MAX: usize = 10_000;
+/// All words of a tool's command: a script on a command line fits.
+const TOOL_MAX_BYTES: usize = 16 << 10;
+/// Who wants to look for longer looks again.
+const TOOL_MAX_MS: u32 = 3_600_000;
 
 impl Order {
     /// Reads an order from its exact bytes. Verify signatures before calling this.
@@ -248,6 +316,9 @@ impl Order {
         }
         if self.message.as_ref().is_some_and(|text| text.len() > 1000 || text.chars().any(char::is_control)) {
             return Err("the message is one line of at most 1000 bytes".into());
+        }
+        if let Action::Look(tool) = &self.action {
+            tool.check()?;
         }
         if let Action::Run(run) = &self.action {
             if run.services.is_empty() || run.services.len() > SERVICES_MAX {
@@ -380,6 +451,36 @@ mod tests {
         let text = String::from_utf8(order(service()).to_bytes()).unwrap();
         let altered = text.replacen("\"jit\"", "\"privileged\": true, \"jit\"", 1);
         assert!(Order::parse(altered.as_bytes()).unwrap_err().to_string().contains("unknown field `privileged`"));
+    }
+
+    #[test]
+    fn tools() {
+        let check = |change: fn(&mut Tool), expected: Option<&str>| {
+            let mut tool = Tool {
+                service: "web".parse().unwrap(),
+                image: ImageId([7; 32]),
+                command: ["strace", "-c", "-e", "read from"].map(str::to_owned).to_vec(),
+                rights: Rights::Trace,
+                within_ms: 1000,
+            };
+            change(&mut tool);
+            let order = Order { action: Action::Look(tool), ..order(service()) };
+            match (Order::parse(&order.to_bytes()), expected) {
+                (Ok(parsed), None) => assert_eq!(parsed, order),
+                (Err(error), Some(words)) => assert!(error.to_string().contains(words), "{error}"),
+                (other, expected) => panic!("{other:?} instead of {expected:?}"),
+            }
+        };
+        check(|_| {}, None);
+        check(|tool| assert_eq!(tool.shown(), "strace -c -e 'read from'"), None);
+        check(|tool| tool.command[0] = "/usr/bin/gdb".into(), None);
+        check(|tool| tool.command.clear(), Some("has a name"));
+        check(|tool| tool.command[0] = "../sh".into(), Some("clean absolute"));
+        check(|tool| tool.command[0] = "a b".into(), Some("plain name"));
+        check(|tool| tool.command[1] = "a\nb".into(), Some("control character"));
+        check(|tool| tool.command[1] = "x".repeat(TOOL_MAX_BYTES), Some("at most"));
+        check(|tool| tool.within_ms = 0, Some("one hour"));
+        check(|tool| tool.within_ms = TOOL_MAX_MS + 1, Some("one hour"));
     }
 
     #[test]

@@ -31,6 +31,10 @@ pub const PROTOCOL: u32 = 1;
 /// The command that a client runs over SSH on a node. The account's login shell
 /// is the gate, which accepts nothing else.
 pub const COMMAND: &str = "bulkhead-gate";
+/// First byte of a data frame with what a tool wrote to its standard output.
+pub const TOOL_STDOUT: u8 = 1;
+/// Likewise, to its standard error.
+pub const TOOL_STDERR: u8 = 2;
 /// The account that clients connect as.
 pub const ACCOUNT: &str = "bulkhead";
 /// The account of the write-only SFTP drop box.

@@ -163,6 +163,10 @@ pub enum Event {
     Log(LogLine),
     /// What was looked at.
     Look(Look),
+    /// A tool ended. Before it comes an [`Event::Stream`] of its output: data frames, each with
+    /// [`crate::TOOL_STDOUT`] or [`crate::TOOL_STDERR`] as its first byte. An end frame from the
+    /// client meanwhile interrupts the tool.
+    Ended(ToolEnd),
     /// Done; nothing follows.
     Done(Done),
     /// Not done; nothing follows.
@@ -202,6 +206,28 @@ pub enum StepKind {
     Drained,
     /// The release before is stopped.
     Stopped,
+}
+
+/// How a tool ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ToolEnd {
+    /// Its exit code.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// Whether its time was up.
+    pub out_of_time: bool,
+}
+
+impl std::fmt::Display for ToolEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.code, self.signal) {
+            (Some(code), _) => write!(f, "exit code {code}")?,
+            (_, Some(signal)) => write!(f, "ended by signal {signal}")?,
+            _ => f.write_str("ended")?,
+        }
+        if self.out_of_time { f.write_str(", its time was up") } else { Ok(()) }
+    }
 }
 
 /// How an order ended well.

@@ -56,6 +56,8 @@ pub fn carry_out(
 ) -> Result<Vec<String>, Box<Failure>> {
     match &order.action {
         Action::Run(run) => replace(&Release { paths, app, number, run }, peer),
+        // Changes nothing of what runs, and is recorded already: `super::submit` has the tool run.
+        Action::Look(_) => Ok(vec![]),
         action => {
             about_live(paths, app, number, action, peer)?;
             app.record_outcome(number, Outcome::Done).or_fail()?;
@@ -182,7 +184,7 @@ fn about_live(paths: &Paths, app: &App, number: u64, action: &Action, peer: &mut
         Ok((number, run, names))
     };
     match action {
-        Action::Run(_) => {}
+        Action::Run(_) | Action::Look(_) => {}
         Action::Remove { volumes } => {
             settle::fit(paths, app, false)?;
             settle::forget(paths, app, number, *volumes).or_fail()?;

@@ -51,8 +51,51 @@ const TEXT_MAX_CHARS: usize = 1000;
 /// # Errors
 /// The service does not run, or what is asked for is not there.
 pub fn look(paths: &Paths, app: &AppName, service: &ServiceName, view: &View) -> Result<Look, Box<Failure>> {
-    let not_running =
-        || failure(FailureKind::Request, "not-running", format!("{app}/{service} does not run on this node"));
+    let inside = inside(paths, app, service)?;
+    let first = inside.first()?;
+    let Inside { unit, spec, insiders, is_cut, .. } = &inside;
+    let gone =
+        |error: io::Error| failure(FailureKind::Request, "gone", format!("cannot look into {app}/{service}: {error}"));
+    let mut look = match view {
+        View::Processes => processes(insiders),
+        View::Files { path } => {
+            let refuse =
+                |error: io::Error| failure(FailureKind::Request, "path", format!("{path} in {app}/{service}: {error}"));
+            return files(&first.root, path).map_err(refuse);
+        }
+        View::Sockets => service_sockets(insiders, first).map_err(gone)?,
+        View::OpenFiles => open_files(insiders),
+        View::Limits => limits(unit, spec)?,
+    };
+    look.truncated |= *is_cut || look.rows.len() > ROWS_MAX;
+    look.rows.truncate(ROWS_MAX);
+    Ok(look)
+}
+
+/// A running service, and those of its processes that count.
+pub(super) struct Inside {
+    name: String,
+    unit: String,
+    spec: ServiceSpec,
+    pub(super) insiders: Vec<Insider>,
+    is_cut: bool,
+}
+
+impl Inside {
+    /// The one that has been there for longest.
+    pub(super) fn first(&self) -> Result<&Insider, Box<Failure>> {
+        self.insiders.first().ok_or_else(|| not_running(&self.name))
+    }
+}
+
+fn not_running(name: &str) -> Box<Failure> {
+    failure(FailureKind::Request, "not-running", format!("{name} does not run on this node"))
+}
+
+/// The live release's service and its processes.
+pub(super) fn inside(paths: &Paths, app: &AppName, service: &ServiceName) -> Result<Inside, Box<Failure>> {
+    let name = format!("{app}/{service}");
+    let not_running = || not_running(&name);
     let (number, run) = App::new(paths, app.clone()).live_run().or_fail()?.ok_or_else(not_running)?;
     let spec = run.services.iter().find(|spec| spec.name == *service).ok_or_else(not_running)?;
     let unit = Names::new(app, service, number).service;
@@ -66,32 +109,16 @@ pub fn look(paths: &Paths, app: &AppName, service: &ServiceName, view: &View) ->
         .filter_map(|pid| Insider::hold(pid).ok())
         .filter(|insider| insider.is_inside(&unit, &image).unwrap_or(false))
         .collect();
-    let first = insiders.first().ok_or_else(not_running)?;
-    let gone =
-        |error: io::Error| failure(FailureKind::Request, "gone", format!("cannot look into {app}/{service}: {error}"));
-    let mut look = match view {
-        View::Processes => processes(&insiders),
-        View::Files { path } => {
-            let refuse =
-                |error: io::Error| failure(FailureKind::Request, "path", format!("{path} in {app}/{service}: {error}"));
-            return files(&first.root, path).map_err(refuse);
-        }
-        View::Sockets => service_sockets(&insiders, first).map_err(gone)?,
-        View::OpenFiles => open_files(&insiders),
-        View::Limits => limits(&unit, spec)?,
-    };
-    look.truncated |= is_cut || look.rows.len() > ROWS_MAX;
-    look.rows.truncate(ROWS_MAX);
-    Ok(look)
+    Ok(Inside { name, unit, spec: spec.clone(), insiders, is_cut })
 }
 
 /// A process, held so that its number cannot become another's.
-struct Insider {
-    pid: u32,
+pub(super) struct Insider {
+    pub(super) pid: u32,
     /// Its `/proc/PID`; nothing can be read through it once the process is gone.
     handle: OwnedFd,
     /// Its root directory, opened after the rights were looked at.
-    root: OwnedFd,
+    pub(super) root: OwnedFd,
     has_no_rights: bool,
 }
 
@@ -112,7 +139,7 @@ impl Insider {
         Ok(self.has_no_rights && is_at_image && systemd::is_of(&self.read("cgroup")?, unit))
     }
 
-    fn read(&self, name: &str) -> io::Result<String> {
+    pub(super) fn read(&self, name: &str) -> io::Result<String> {
         read(&self.handle, name)
     }
 

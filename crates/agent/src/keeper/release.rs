@@ -374,8 +374,11 @@ fn is_idle(socket: &Path, unit: &str, port: Option<u16>) -> bool {
     inside.is_ok_and(|found| !found.iter().any(is_open)) && sockets::connections(socket).is_ok_and(|count| count == 0)
 }
 
-/// A unit is for systemd and everyone to read; without this it complains about the keeper's umask.
-fn write_unit(path: &Path, text: &str) -> Result<(), FileError> {
+/// Writes a unit, which is for systemd and everyone to read: with the keeper's umask systemd complains.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_unit(path: &Path, text: &str) -> Result<(), FileError> {
     fs::write(path, text).map_err(FileError::io("write", path))?;
     rustix::fs::chmod(path, Mode::from_raw_mode(0o644))
         .map_err(|error| FileError::io("set the mode of", path)(error.into()))

@@ -83,7 +83,7 @@ fn unfinished(app: &App) -> Result<Option<(u64, Order)>, FileError> {
 /// It cannot be read or written.
 pub fn apply(app: &App, action: &Action) -> Result<(), FileError> {
     match action {
-        Action::Run(_) => Ok(()),
+        Action::Run(_) | Action::Look(_) => Ok(()),
         Action::Remove { .. } => app.set_live(None),
         Action::Stop { .. } | Action::Start { .. } | Action::Restart { .. } => {
             let (Some(live), Some((_, run))) = (app.live()?, app.live_run()?) else { return Ok(()) };
@@ -107,7 +107,7 @@ fn after(action: &Action, run: &Run, mut live: Live) -> Live {
                 live.stopped.remove(&spec.name);
             });
         }
-        Action::Run(_) | Action::Remove { .. } => {}
+        Action::Run(_) | Action::Remove { .. } | Action::Look(_) => {}
     }
     live
 }

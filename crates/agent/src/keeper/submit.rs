@@ -11,13 +11,14 @@
 //! 5. The order is accepted: its release and its counter are durable. From here
 //!    on no client's absence matters; a crash leaves the release recorded as
 //!    under way and the release before running.
-//! 6. It is carried out ([`super::carry`]).
+//! 6. It is carried out ([`super::carry`]); an order to look has its tool run ([`super::tool`]), which is
+//!    the one thing that a client's absence ends, and is not begun again.
 //!
 //! So a counter is never used up by an order whose image did not arrive, and an
 //! order whose counter is used up has all it needs on disk.
 
 use super::{
-    OrFail, carry, chain, dropbox, failure, images, now, open_store, settle, status::mounts_by_metadata,
+    OrFail, carry, chain, dropbox, failure, images, now, open_store, settle, status::mounts_by_metadata, tool,
 };
 use crate::{
     audit::{self, Entry, What},
@@ -29,7 +30,7 @@ use bulkhead_core::{
     FileDigest, ImageId, OrderId,
     image::{DOCUMENT_MAX_BYTES, Image, Node},
     node::NodeIdentity,
-    order::{Action, ORDER_MAX_BYTES, Order, Run},
+    order::{Action, ORDER_MAX_BYTES, Order, Run, Tool},
     policy::{Policy, Role, key_blob},
 };
 use bulkhead_store::{Store, mount, pack, store::Push};
@@ -55,6 +56,9 @@ const RECEIVE_MAX: Duration = Duration::from_secs(6 * 3600);
 const COMPRESSED_DOCUMENT_MAX_BYTES: usize = DOCUMENT_MAX_BYTES + DOCUMENT_MAX_BYTES / 128;
 /// Directories that systemd mounts over, which a read-only image must have.
 const MOUNT_POINTS: [&str; 7] = ["proc", "sys", "dev", "run", "tmp", "var", "var/tmp"];
+
+/// Directories that a tool's own mounts are put on.
+const TOOL_MOUNT_POINTS: [&str; 4] = ["proc", "dev", "tmp", "target"];
 
 /// Takes an order and carries it out.
 ///
@@ -82,16 +86,18 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
     // Holds garbage collection off until the order that names the image is durable.
     let push = store.push().or_fail()?;
     let hold = images::hold(paths)?;
-    if let Action::Run(run) = &order.action {
+    if let Some(need) = Need::of(&order.action) {
         // A slow client must not keep others from the app: it is free while this one
         // sends, and everything is checked again once all is here, the time included.
         drop(entered);
         let left = u64::try_from(order.not_after.0.saturating_sub(now().0)).unwrap_or(0);
         peer.allow(Duration::from_secs(left).min(RECEIVE_MAX));
-        let mounting = receive(paths, peer, &store, &push, &hold, run, submit.image.as_ref())?;
-        check_units(paths, &order, run, order.targets[&identity.node].counter)?;
+        let mounting = receive(paths, peer, &store, &push, &hold, &need, submit.image.as_ref())?;
+        if let Some(run) = need.run {
+            check_units(paths, &order, run, order.targets[&identity.node].counter)?;
+        }
         peer.step(StepKind::Received, None).or_fail()?;
-        images::mount(&hold, run.image, mounting)?;
+        images::mount(&hold, need.image, mounting)?;
         peer.step(StepKind::Mounted, None).or_fail()?;
         entered = match enter(peer)? {
             Entrance::Again(done) => return Ok(done),
@@ -111,13 +117,24 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
         ..Entry::new(event, now(), id)
     };
     // First the log, then the counter: an order that counts is always in the log.
-    audit::append(&paths.audit(), entry(What::Accepted)).or_fail()?;
+    let message = match &order.action {
+        Action::Look(tool) => Some(format!("`{}` in {}", tool.shown(), tool.service)),
+        _ => None,
+    };
+    audit::append(&paths.audit(), Entry { message, ..entry(What::Accepted) }).or_fail()?;
+    let looks = matches!(order.action, Action::Look(_));
     if is_repeat {
         app.record_outcome(number, Outcome::Underway).or_fail()?;
     } else {
-        let record =
-            Record { order: id, signers: verified.signers().to_vec(), accepted: now(), outcome: Outcome::Underway };
+        // An order to look is used up before its tool runs: whatever happens then, it never runs twice.
+        let outcome = if looks { Outcome::Done } else { Outcome::Underway };
+        let record = Record { order: id, signers: verified.signers().to_vec(), accepted: now(), outcome };
         app.accept(number, &bytes, &submit.signatures, &record).or_fail()?;
+    }
+    if let Action::Look(tool) = &order.action {
+        // The app and the store are free while the tool runs. A client that leaves ends it.
+        drop((push, _lock));
+        return look(paths, peer, &app, id, tool, entry);
     }
     peer.commit();
     drop(push);
@@ -153,6 +170,30 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
 fn live_number(app: &App) -> Option<u64> {
     // The order is carried out whatever this says.
     app.live().ok().flatten().map(|live| live.release)
+}
+
+/// Runs the tool of an accepted order, and puts on record how it ended.
+fn look(
+    paths: &Paths,
+    peer: &mut Peer,
+    app: &App,
+    id: OrderId,
+    tool: &Tool,
+    entry: impl Fn(What) -> Entry,
+) -> Result<Done, Box<Failure>> {
+    let what = format!("`{}` in {} with image {}", tool.shown(), tool.service, tool.image.short());
+    let ran = tool::run(paths, peer, app, id, tool);
+    let entry = match &ran {
+        Ok(end) => Entry { message: Some(format!("{what}: {end}")), ..entry(What::Done) },
+        Err(failure) => Entry {
+            rule: Some(failure.rule.clone()),
+            message: Some(format!("{what}: {}", failure.message)),
+            ..entry(What::Failed)
+        },
+    };
+    audit::append(&paths.audit(), entry).or_fail()?;
+    let release = live_number(app);
+    ran.map(|_| Done { release, order: Some(id), already: false, warnings: vec![] })
 }
 
 /// What came.
@@ -353,7 +394,8 @@ fn repeated(app: &App, number: u64, id: OrderId) -> Result<Option<Done>, Box<Fai
 fn check_possible(app: &App, action: &Action) -> Result<(), Box<Failure>> {
     let services = match action {
         Action::Run(_) | Action::Remove { .. } => return Ok(()),
-        Action::Stop { services } | Action::Start { services } | Action::Restart { services } => services,
+        Action::Stop { services } | Action::Start { services } | Action::Restart { services } => services.as_slice(),
+        Action::Look(tool) => std::slice::from_ref(&tool.service),
     };
     let name = app.name();
     let Some((number, run)) = app.live_run().or_fail()? else {
@@ -378,7 +420,24 @@ fn check_units(paths: &Paths, order: &Order, run: &Run, number: u64) -> Result<(
     Ok(())
 }
 
-/// Receives what the release needs; when this returns it is all durable. Gives the mounting of the image where it
+/// The image that an order needs, and what for.
+struct Need<'a> {
+    image: ImageId,
+    /// A release; else a tool.
+    run: Option<&'a Run>,
+}
+
+impl<'a> Need<'a> {
+    fn of(action: &'a Action) -> Option<Self> {
+        match action {
+            Action::Run(run) => Some(Self { image: run.image, run: Some(run) }),
+            Action::Look(tool) => Some(Self { image: tool.image, run: None }),
+            _ => None,
+        }
+    }
+}
+
+/// Receives what the release or tool needs; when this returns it is all durable. Gives the mounting of the image where it
 /// is under way already: its names and modes need nothing but the document, and no order is accepted before it is done.
 fn receive(
     paths: &Paths,
@@ -386,26 +445,27 @@ fn receive(
     store: &Store,
     push: &Push<'_>,
     hold: &images::Hold,
-    run: &Run,
+    need: &Need<'_>,
     offer: Option<&ImageOffer>,
 ) -> Result<Option<systemd::Job>, Box<Failure>> {
     let Some(offer) = offer else {
-        let image = store.image(run.image).or_fail()?.ok_or_else(|| no_image(run.image))?;
-        check_image(&image, run)?;
-        let mounting = images::begin_mount(hold, run.image);
+        let image = store.image(need.image).or_fail()?.ok_or_else(|| no_image(need.image))?;
+        check_image(&image, need)?;
+        let mounting = images::begin_mount(hold, need.image);
         let missing = store.missing(&distinct_objects(&image)).or_fail()?.contains(&true);
-        return if missing { Err(no_image(run.image)) } else { Ok(mounting) };
+        return if missing { Err(no_image(need.image)) } else { Ok(mounting) };
     };
-    if offer.id != run.image {
-        let message = format!("the client brings image {}, the order names {}", offer.id.short(), run.image.short());
+    if offer.id != need.image {
+        let message = format!("the client brings image {}, the order names {}", offer.id.short(), need.image.short());
         return Err(failure(FailureKind::Request, "image", message));
     }
     let document = document(peer, store, offer)?;
     let (mut incoming, image) =
-        push.incoming(run.image, document).map_err(|error| failure(FailureKind::Request, "image", chain(&error)))?;
-    check_image(&image, run)?;
+        push.incoming(need.image, document).map_err(|error| failure(FailureKind::Request, "image", chain(&error)))?;
+    check_image(&image, need)?;
+    let image_id = need.image;
     thread::scope(|scope| {
-        let preparing = scope.spawn(move || mount::prepare(store, run.image, &image));
+        let preparing = scope.spawn(move || mount::prepare(store, image_id, &image));
         incoming.look().or_fail()?;
         // What is here already is neither asked of the disk again nor taken from anybody.
         let wanted: HashMap<FileDigest, u64> = incoming.absent().collect();
@@ -413,7 +473,7 @@ fn receive(
         let is_prepared = matches!(preparing.join(), Ok(Ok(())));
         // Whether the kernel is to check contents is told by an object that is here, and a tree needs all of them.
         let can_mount = is_prepared && incoming.has_any() && mounts_by_metadata(paths);
-        let mounting = if can_mount { images::begin_mount(hold, run.image) } else { None };
+        let mounting = if can_mount { images::begin_mount(hold, need.image) } else { None };
         dropbox::sweep(paths, offer.dropped.as_deref());
         if let Some(name) = &offer.dropped {
             dropbox::ingest(paths, push, name, &wanted)?;
@@ -473,11 +533,24 @@ fn document(peer: &mut Peer, store: &Store, offer: &ImageOffer) -> Result<Vec<u8
         .map_err(|error| failure(FailureKind::Request, "image", chain(&error)))
 }
 
-/// An image that systemd could not run: better said now than as a failed mount later.
-fn check_image(image: &Image, run: &Run) -> Result<(), Box<Failure>> {
+/// An image that could not be run: better said now than as a failed mount later. And one that must
+/// not be: services run from images without tools, tools from images that are for nothing else.
+fn check_image(image: &Image, need: &Need<'_>) -> Result<(), Box<Failure>> {
     let is_directory =
         |path: &str| matches!(image.get(path.as_bytes()).map(|entry| &entry.node), Some(Node::Directory { .. }));
     let refuse = |message: String| Err(failure(FailureKind::Request, "image", message));
+    let Some(run) = need.run else {
+        if !image.config().tools {
+            return Err(failure(FailureKind::Refused, "tool-image", "the image is an app's and not one of tools"));
+        }
+        return match TOOL_MOUNT_POINTS.iter().find(|point| !is_directory(point)) {
+            Some(point) => refuse(format!("the image has no directory `/{point}`, which every tool needs")),
+            None => Ok(()),
+        };
+    };
+    if image.config().tools {
+        return Err(failure(FailureKind::Refused, "tool-image", "the image is one of tools: no service runs from it"));
+    }
     if let Some(point) = MOUNT_POINTS.iter().find(|point| !is_directory(point)) {
         return refuse(format!("the image has no directory `/{point}`, which every service needs"));
     }
