@@ -116,6 +116,8 @@ pub struct Error {
     /// A command that has already shown its result, such as a table of nodes,
     /// in JSON: the error is then not printed there a second time.
     pub shown: bool,
+    /// The exit code of a tool that ended with another than 0: the program ends with it, and without a word.
+    pub tool: Option<u8>,
 }
 
 /// An error as `-o json` prints it.
@@ -144,7 +146,7 @@ impl Error {
     /// A new error without causes or hints.
     #[must_use]
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), causes: vec![], hints: vec![], log: vec![], shown: false }
+        Self { kind, message: message.into(), causes: vec![], hints: vec![], log: vec![], shown: false, tool: None }
     }
 
     /// A wrong command line.

@@ -98,6 +98,7 @@ pub fn main() -> ExitCode {
     }
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(Error { tool: Some(code), .. }) => ExitCode::from(code),
         Err(error) => {
             ui.error(&error);
             ExitCode::from(error.kind.exit_code())
@@ -114,12 +115,25 @@ fn block_on(context: &Context, command: &Command) -> Result<()> {
     let result = runtime.block_on(async {
         tokio::select! {
             result = commands::run(context, command) => result,
-            _ = tokio::signal::ctrl_c() => context.ui.interrupted(),
+            () = interruption(context) => context.ui.interrupted(),
         }
     });
     // A question or a build under way on another thread must not hold the end up.
     runtime.shutdown_background();
     result
+}
+
+/// Waits for an interruption that is the command's, and not a tool's on a node.
+async fn interruption(context: &Context) {
+    loop {
+        // Where signals cannot be heard, the system's own way with them holds.
+        if tokio::signal::ctrl_c().await.is_err() {
+            return std::future::pending().await;
+        }
+        if !context.ui.passes_interruption_on() {
+            return;
+        }
+    }
 }
 
 /// Help and versions go to standard output; mistakes to standard error, with exit code 2.

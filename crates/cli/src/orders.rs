@@ -175,6 +175,7 @@ pub async fn carry_out(
         nodes: session.targets(&draft.nodes)?,
         payload: draft.payload.clone(),
         wait: args.wait,
+        interruptions: None,
     };
     context.ui.stage(UNDERWAY);
     let hear = |node: &NodeName, progress: Progress| display.hear(node, &progress);
@@ -235,7 +236,7 @@ pub fn check_message(args: &OrderArgs) -> Result<()> {
     }
 }
 
-async fn signed(order: Order, signers: &[Signer]) -> std::result::Result<SignedOrder, SignError> {
+pub(crate) async fn signed(order: Order, signers: &[Signer]) -> std::result::Result<SignedOrder, SignError> {
     let bytes = order.to_bytes();
     let mut signatures = Vec::with_capacity(signers.len());
     for signer in signers {
@@ -278,7 +279,7 @@ impl<'a> Display<'a> {
                 "connecting again".into()
             }
             Progress::Repositioned(_) => "signing again: it stood elsewhere than remembered".into(),
-            Progress::Done(_) => "done".into(),
+            Progress::Done(_) | Progress::Output { .. } | Progress::Ended(_) => "done".into(),
             Progress::Failed(_) => "failed".into(),
         };
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -288,7 +289,7 @@ impl<'a> Display<'a> {
     }
 }
 
-fn step_word(step: StepKind) -> &'static str {
+pub(crate) fn step_word(step: StepKind) -> &'static str {
     match step {
         StepKind::Accepted => "accepted",
         StepKind::Received => "received",

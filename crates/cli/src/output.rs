@@ -19,6 +19,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
+use tokio::sync::Notify;
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -82,6 +83,8 @@ pub struct Ui {
     stage: Mutex<&'static str>,
     /// An interruption is the ordinary end of this command.
     ends_by_interruption: AtomicBool,
+    /// Who the next interruption is for, where it is not the command's.
+    next_interruption: Mutex<Option<Arc<Notify>>>,
     bar: Mutex<Option<ProgressBar>>,
     /// One question at a time: the terminal has one line to answer on.
     questions: Arc<Questions>,
@@ -104,6 +107,7 @@ impl Ui {
             started: Instant::now(),
             stage: Mutex::new("nothing was changed"),
             ends_by_interruption: AtomicBool::new(false),
+            next_interruption: Mutex::default(),
             bar: Mutex::new(None),
             questions: Arc::default(),
             terminal: Terminal::default(),
@@ -315,6 +319,44 @@ impl Ui {
     /// From here on an interruption is the ordinary end of the command.
     pub fn until_interrupted(&self) {
         self.ends_by_interruption.store(true, Ordering::Relaxed);
+    }
+
+    /// The next interruption, and no other, is for whoever hears this.
+    pub fn pass_next_interruption_to(&self, hearer: &Arc<Notify>) {
+        *self.next_interruption.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(hearer));
+    }
+
+    /// Whether an interruption was for another, who now knows.
+    #[must_use]
+    pub fn passes_interruption_on(&self) -> bool {
+        let hearer = self.next_interruption.lock().unwrap_or_else(PoisonError::into_inner).take();
+        hearer.inspect(|hearer| hearer.notify_one()).is_some()
+    }
+
+    /// What a tool on a node wrote, as it comes. On a terminal it is made printable, line breaks and tabs apart;
+    /// elsewhere it is passed on byte for byte.
+    ///
+    /// # Errors
+    /// Standard output cannot be written to.
+    pub fn tool_output(&self, is_error: bool, bytes: &[u8]) -> Result<()> {
+        self.clear();
+        let is_terminal = if is_error { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() };
+        // A character cut in two by a piece's end shows as two that are unknown: rare, and harmless.
+        let text = is_terminal.then(|| printable_lines(&String::from_utf8_lossy(bytes)));
+        let bytes = text.as_ref().map_or(bytes, |text| text.as_bytes());
+        let written = if is_error {
+            std::io::stderr().lock().write_all(bytes)
+        } else {
+            let mut stdout = std::io::stdout().lock();
+            stdout.write_all(bytes).and_then(|()| stdout.flush())
+        };
+        written.map_err(|error| match error.kind() {
+            std::io::ErrorKind::BrokenPipe => {
+                self.ends_by_interruption.store(true, Ordering::Relaxed);
+                Error::new(Kind::Interrupted, "standard output was closed")
+            }
+            _ => Error::during(Kind::Internal, "cannot write what the tool says", &error),
+        })
     }
 
     /// What becomes of the command now that it was interrupted.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! ROOT/nodes/FLEET/NODE/APP.json   where the app stood, which images the node held
+//! ROOT/nodes/FLEET/NODE/tools      which tool images the node held
 //! ROOT/documents/IMAGE             documents of known images
 //! ```
 //!
@@ -114,6 +115,25 @@ impl Memory {
         write_whole(&self.app_path(fleet, node, app), &bytes)
     }
 
+    fn tools_path(&self, fleet: &FleetName, node: &NodeName) -> PathBuf {
+        // No app's: those end with `.json`.
+        self.root.join("nodes").join(fleet.as_str()).join(node.as_str()).join("tools")
+    }
+
+    /// The tool images that a node holds, newest first; none where nothing is remembered.
+    #[must_use]
+    pub fn recall_tools(&self, fleet: &FleetName, node: &NodeName) -> Vec<ImageId> {
+        serde_json::from_slice(&fs::read(self.tools_path(fleet, node)).unwrap_or_default()).unwrap_or_default()
+    }
+
+    /// Remembers them.
+    ///
+    /// # Errors
+    /// The file could not be written.
+    pub fn remember_tools(&self, fleet: &FleetName, node: &NodeName, images: &[ImageId]) -> Result<(), MemoryError> {
+        write_whole(&self.tools_path(fleet, node), &serde_json::to_vec(images).expect("plain data always serialises"))
+    }
+
     /// A known image's document.
     #[must_use]
     pub fn document(&self, image: ImageId) -> Option<Vec<u8>> {
@@ -217,6 +237,9 @@ mod tests {
         assert_eq!(what.images[..3], [18, 19, 17].map(|n| ImageId::of(&[n])));
         memory.remember(&fleet, &node, &app, &what).unwrap();
         assert_eq!(memory.recall(&fleet, &node, &app), what);
+        assert_eq!(memory.recall_tools(&fleet, &node), []);
+        memory.remember_tools(&fleet, &node, &what.images[..2]).unwrap();
+        assert_eq!(memory.recall_tools(&fleet, &node), what.images[..2]);
         fs::write(memory.app_path(&fleet, &node, &app), "{").unwrap();
         assert_eq!(memory.recall(&fleet, &node, &app), Remembered::default());
     }

@@ -41,7 +41,9 @@ use bulkhead_store::{
     cache::Cache,
     pack::{Contents, Item as Object, Options},
 };
-use bulkhead_wire::{Ask, Done, Event, Failure, ImageOffer, Position, Step, StepKind, Submit};
+use bulkhead_wire::{
+    Ask, Done, Event, Failure, ImageOffer, Position, Step, StepKind, Submit, TOOL_STDERR, TOOL_STDOUT, ToolEnd,
+};
 use fetch::Source;
 use orders::Line;
 use packs::{Expected, Packs, Spool};
@@ -55,7 +57,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// How often a node may ask for another order: each time somebody else's came first.
 const ORDERS_MAX: usize = 4;
@@ -130,6 +132,8 @@ pub struct Push {
     pub payload: Option<Payload>,
     /// How long a node may wait for another order of the app.
     pub wait: Duration,
+    /// For an order that has a tool run: each notification interrupts the tool.
+    pub interruptions: Option<Arc<Notify>>,
 }
 
 /// What happens, as it happens.
@@ -168,6 +172,15 @@ pub enum Progress {
     Lost,
     /// The node stood elsewhere than remembered; a new order is being signed.
     Repositioned(Position),
+    /// What a tool wrote. Whoever shows it on a terminal makes it printable first.
+    Output {
+        /// Whether to its standard error.
+        is_error: bool,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// A tool ended.
+    Ended(ToolEnd),
     /// Done.
     Done(Done),
     /// Failed.
@@ -342,10 +355,21 @@ enum End {
 
 impl Pushing<'_> {
     async fn run(mut self, early: Option<Connecting>, identities: &Identities, line: Line) -> NodeOutcome {
+        // Tool images are the node's, and are remembered apart from what an app's releases were made of.
+        let is_tool = self.push.interruptions.is_some();
+        let mut images = Vec::new();
+        if is_tool {
+            let tools = self.memory.recall_tools(&self.push.fleet, &self.target.node);
+            images = std::mem::replace(&mut self.remembered.images, tools);
+        }
         let result = self.carry_out(early, identities, &line).await;
         drop(line);
         self.timings.total_ms = since(self.started);
         // Memory is an optimisation: where it cannot be written, the next push asks.
+        if is_tool {
+            let tools = std::mem::replace(&mut self.remembered.images, images);
+            self.memory.remember_tools(&self.push.fleet, &self.target.node, &tools).ok();
+        }
         self.memory.remember(&self.push.fleet, &self.target.node, &self.push.app, &self.remembered).ok();
         match &result {
             Ok(done) => self.tell(Progress::Done(done.clone())),
@@ -541,9 +565,15 @@ impl Pushing<'_> {
                     let sent = upload.bytes();
                     progress(&target.node, Progress::Uploading { sent, total: Some(sent) });
                 }
-                next = match spools.recv().await {
-                    Some(spool) => Some(spool),
-                    None => return Ok::<(), SendingError>(()),
+                next = tokio::select! {
+                    spool = spools.recv() => match spool {
+                        Some(spool) => Some(spool),
+                        None => return Ok::<(), SendingError>(()),
+                    },
+                    () = interrupted(self.push.interruptions.as_deref()) => {
+                        outgoing.end().await?;
+                        None
+                    }
                 };
             }
         };
@@ -581,10 +611,23 @@ impl Pushing<'_> {
         let Times { connected, measured } = times;
         let node = self.target.node.to_string();
         let mut was_asked_for_more = false;
-        for _ in 0..EVENTS_MAX {
+        let mut streams = false;
+        let mut events = 0;
+        while events < EVENTS_MAX {
             let uploaded = upload.bytes();
             let event = match incoming.next_within(idle).await {
                 Ok(Some(Item::Event(event))) => *event,
+                Ok(Some(Item::Data(mut bytes)))
+                    if streams && matches!(bytes.first(), Some(&(TOOL_STDOUT | TOOL_STDERR))) =>
+                {
+                    let is_error = bytes.remove(0) == TOOL_STDERR;
+                    self.tell(Progress::Output { is_error, bytes });
+                    continue;
+                }
+                Ok(Some(Item::EndOfStream)) if streams => {
+                    streams = false;
+                    continue;
+                }
                 Ok(Some(_)) => return Err(unexpected(self.target, "a stream that was not asked for").into()),
                 Ok(None) => {
                     let ending = ending.as_ref().map(EndingHandle::get).unwrap_or_default();
@@ -594,7 +637,10 @@ impl Pushing<'_> {
                 Err(FramesError::Idle(_)) if upload.bytes() > uploaded => continue,
                 Err(source) => return Err(NodeError::Frames { node, source }.into()),
             };
+            events += 1;
             match event {
+                Event::Stream { .. } if self.push.interruptions.is_some() && !streams => streams = true,
+                Event::Ended(end) if self.push.interruptions.is_some() => self.tell(Progress::Ended(end)),
                 Event::Step(step) => self.step(step, order, image, line, *connected),
                 Event::Waiting { holder, since } => {
                     line.settled();
@@ -783,6 +829,14 @@ fn next(position: &Position) -> order::Target {
     order::Target { counter: position.counter.saturating_add(1), previous: position.previous }
 }
 
+/// The next interruption; never where none can come.
+async fn interrupted(interruptions: Option<&Notify>) {
+    match interruptions {
+        Some(interruptions) => interruptions.notified().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// From its issue to its expiry.
 fn lifetime(order: &[u8]) -> Duration {
     let seconds = Order::parse(order).map_or(0, |order| order.not_after.0.saturating_sub(order.issued.0));
@@ -793,6 +847,7 @@ fn lifetime(order: &[u8]) -> Duration {
 fn patience(order: &[u8], wait: Duration) -> Duration {
     let services = match Order::parse(order).map(|order| order.action) {
         Ok(Action::Run(run)) => run.services,
+        Ok(Action::Look(tool)) => return PATIENCE + wait + Duration::from_millis(u64::from(tool.within_ms)),
         _ => Vec::new(),
     };
     let longest = |service: &order::ServiceSpec| {

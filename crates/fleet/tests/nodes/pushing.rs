@@ -86,7 +86,7 @@ impl Bed {
             Entry { path: path.as_bytes().to_vec(), node }
         };
         let entries = files.iter().map(entry).collect();
-        let config = ImageConfig { platform: "linux/amd64".into(), allowed: vec![] };
+        let config = ImageConfig { platform: "linux/amd64".into(), allowed: vec![], tools: false };
         let image = Image::new(config, entries).unwrap();
         let id = image.id();
         let payload = Payload {
@@ -116,6 +116,7 @@ impl Bed {
                 .collect(),
             payload: Some(payload),
             wait: Duration::ZERO,
+            interruptions: None,
         };
         let identities =
             self.nodes.iter().fold(self.nodes[0].0.no_identities(), |all, (sshd, _)| all.with_file(sshd.path("user")));
