@@ -22,6 +22,8 @@
 //! | `/exec-copy/PATH` | copies itself there and runs that: `ran`, or the error's text |
 //! | `/journal/APP/TEXT` | sends a line of that app to the journal's own socket: `sent`, or the error's text |
 //! | `/env` | the environment, a line each |
+//! | `/spawn` | starts itself and gives the new process's number as it sees it |
+//! | `/work/N` | reads a file N times |
 //! | `/crash` | the process ends with 3 |
 #![expect(clippy::print_stderr, clippy::exit, reason = "a test program talks through its standard streams")]
 
@@ -131,6 +133,10 @@ fn answer(path: &str, sick: bool) -> (&'static str, String) {
         "exec" => Command::new(format!("/{rest}")).status().map(|_| "ran".into()),
         "exec-copy" => exec_copy(&format!("/{rest}")),
         "journal" => rest.split_once('/').map_or(Ok("no text".into()), |(app, text)| journal(app, text)),
+        "spawn" => spawn(),
+        "work" => (0..rest.parse().unwrap_or(0))
+            .try_for_each(|_: u32| fs::read("version.txt").map(drop))
+            .map(|()| "worked".into()),
         "env" => Ok(env::vars().map(|(key, value)| format!("{key}={value}\n")).collect()),
         "crash" => exit(3),
         _ => return ("404 Not Found", "no such path".into()),
@@ -162,6 +168,12 @@ fn journal(app: &str, text: &str) -> io::Result<String> {
     let entry = format!("BULKHEAD_APP={app}\nBULKHEAD_SERVICE=web\nBULKHEAD_RELEASE=1\nMESSAGE={text}\n");
     UnixDatagram::unbound()?.send_to(entry.as_bytes(), "/run/systemd/journal/socket")?;
     Ok("sent".into())
+}
+
+fn spawn() -> io::Result<String> {
+    let mut child = Command::new("/app/testapp").args(["exit", "0"]).spawn()?;
+    let number = child.id();
+    child.wait().map(|_| number.to_string())
 }
 
 fn connect(address: &str) -> io::Result<String> {

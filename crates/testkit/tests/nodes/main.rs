@@ -17,6 +17,7 @@ mod orders;
 mod promoting;
 mod recovering;
 mod sealed;
+mod tools;
 
 use bulkhead_testkit::world::World;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
     all.extend(trials("orders", three, orders::TESTS, &steady));
     all.extend(trials("sealed", three, sealed::TESTS, &steady));
     all.extend(trials("hostile", three, hostile::TESTS, &steady));
+    all.extend(trials("tools", three, tools::TESTS, &steady));
     all.extend(trials("lives", "stage-1=staging", &lives::TESTS[..1], &doomed));
     all.extend(trials("lives", "stage-1=staging", &lives::TESTS[1..], &filled));
     all.extend(trials("recovering", "stage-1=staging", &recovering::TESTS[..1], &orphaned));

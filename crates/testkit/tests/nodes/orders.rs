@@ -81,7 +81,7 @@ pub(crate) fn converse(world: &World, node: &str, request: &Request, streams: &[
 }
 
 /// Signs with stock `ssh-keygen`.
-fn sign(key: &Path, namespace: &str, bytes: &[u8], folder: &Path) -> Result<String> {
+pub(crate) fn sign(key: &Path, namespace: &str, bytes: &[u8], folder: &Path) -> Result<String> {
     let file = folder.join("document");
     fs::write(&file, bytes)?;
     let signature = folder.join("document.sig");
