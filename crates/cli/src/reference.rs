@@ -280,6 +280,7 @@ fn manifest_page() -> String {
     page.push_str("# fleet.toml\n\n");
     manifest_section(&mut page, &fleet_shapes, "Top level of fleet.toml", &fleet, "");
     manifest_section(&mut page, &fleet_shapes, "`[nodes.NAME]`", "FleetNode", "");
+    manifest_section(&mut page, &fleet_shapes, "`[tools]`", "Tools", "");
     page.truncate(page.trim_end().len());
     page.push('\n');
     page

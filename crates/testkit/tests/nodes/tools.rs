@@ -80,6 +80,22 @@ fn units(world: &World, app: &App<'_>) -> Result<Vec<String>> {
         .collect())
 }
 
+/// The number that the service's process has on the node.
+fn pid_of(world: &World, app: &App<'_>) -> Result<String> {
+    let unit = format!("bulkhead-{}.web.r1.service", app.name);
+    Ok(world.on_node("stage-1", &["systemctl", "show", "-P", "MainPID", &unit])?.trim().to_owned())
+}
+
+/// Waits until a tracer has the service's process.
+fn attached(world: &World, app: &App<'_>) -> Result<()> {
+    let status = format!("/proc/{}/status", pid_of(world, app)?);
+    let end = Instant::now() + PATIENCE;
+    while world.on_node("stage-1", &["cat", &status])?.contains("TracerPid:\t0\n") {
+        ensure!(Instant::now() < end, "no tracer came");
+    }
+    Ok(())
+}
+
 fn none_is_left(world: &World, app: &App<'_>) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     while !units(world, app)?.is_empty() {
@@ -104,7 +120,18 @@ fn traced(world: &World) -> Result<()> {
     let ran = look(&app, &[], &["gdb", "-p", "1", "-batch", "-ex", "info threads"])?.expect(0)?;
     ensure!(ran.stdout.contains("testapp"), "{ran}");
     app.serves("stage-1", "1")?;
-    look(&app, &[], &["lsof", "-p", "1"])?.expect(0)?.says("TCP").map(drop)
+    look(&app, &[], &["lsof", "-p", "1"])?.expect(0)?.says("TCP")?;
+    look(&app, &[], &["top", "-b", "-n", "1"])?.expect(0)?.says("testapp")?;
+    // A service that ends takes the tracer's work with it, and nothing else.
+    let (child, _) = begin(world, &app, &["strace", "-f", "-p", "1"])?;
+    attached(world, &app)?;
+    app.get("stage-1", "/crash").ok();
+    let output = child.wait_with_output()?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && text.contains("exited with 3"), "{text}");
+    none_is_left(world, &app)?;
+    ensure!(app.served("stage-1")? == "1", "the service did not come back");
+    Ok(())
 }
 
 fn target(world: &World) -> Result<()> {
@@ -134,17 +161,15 @@ fn confined(world: &World) -> Result<()> {
     let app = app(world, "looked-at")?;
     let other = self::app(world, "bystander")?;
     other.get("stage-1", "/append/data/secret/hidden")?;
-    let pid_of = |app: &App<'_>| -> Result<String> {
-        let unit = format!("bulkhead-{}.web.r1.service", app.name);
-        Ok(world.on_node("stage-1", &["systemctl", "show", "-P", "MainPID", &unit])?.trim().to_owned())
-    };
-    let (own, others) = (pid_of(&app)?, pid_of(&other)?);
+    let (own, others) = (pid_of(world, &app)?, pid_of(world, &other)?);
     // Its processes and the tool's own: of what the service is, one.
     let seen = shell(&app, "for p in /proc/[0-9]*; do cat $p/comm 2>/dev/null; done; ls -d /proc/[0-9]*")?;
     ensure!(seen.contains("testapp") && seen.lines().any(|line| line == format!("/proc/{own}")), "{seen}");
     ensure!(!seen.lines().any(|line| line == format!("/proc/{others}") || line == "/proc/1"), "{seen}");
     ensure!(!seen.contains("systemd") && !seen.contains("sshd") && !seen.contains("bulkhead-agent"), "{seen}");
-    for pid in [others.as_str(), "2"] {
+    let unit = ["systemctl", "show", "-P", "MainPID", "systemd-journald.service"];
+    let journald = world.on_node("stage-1", &unit)?.trim().to_owned();
+    for pid in [others.as_str(), &journald] {
         for tool in [&["strace", "-p"][..], &["gdb", "-batch", "-ex", "bt", "-p"]] {
             let ran = look(&app, &[], &[tool, &[pid]].concat())?;
             ensure!(ran.stdout.contains("not permitted") || ran.stderr.contains("not permitted"), "{pid}: {ran}");
@@ -225,6 +250,7 @@ fn unseen(world: &World) -> Result<()> {
     ensure!(inside(&app)? == before, "{unit} left something");
     // What a tracer leaves behind when it is killed: nothing.
     let (mut child, _) = begin(world, &app, &["strace", "-f", "-o", "/tmp/x", "-p", "1"])?;
+    attached(world, &app)?;
     let traced = app.get("stage-1", "/read/proc/self/status")?.1;
     ensure!(traced.contains("TracerPid:\t0"), "{traced}");
     child.kill()?;
@@ -261,7 +287,8 @@ fn captured(world: &World) -> Result<()> {
 fn ends(world: &World) -> Result<()> {
     let app = app(world, "ending")?;
     look(&app, &[], &["sh", "-c", "echo out; echo err >&2; exit 3"])?.expect(3)?.says("out")?.says("err")?;
-    look(&app, &[], &["no-such-tool"])?.expect(5)?.says("has no `no-such-tool`")?;
+    look(&app, &[], &["no-such-tool"])?.expect(127)?.says("no-such-tool: applet not found")?;
+    look(&app, &[], &["/usr/bin/no-such-tool"])?.expect(5)?.says("has no `/usr/bin/no-such-tool`")?;
     let begun = Instant::now();
     look(&app, &["--within", "1s"], &["sleep", "60"])?.expect(130)?.says("its time was up")?;
     look(&app, &["--within", "1s"], &["sh", "-c", "trap '' INT; sleep 60"])?.expect(137)?.says("its time was up")?;
@@ -302,8 +329,7 @@ fn keeper_gone(world: &World) -> Result<()> {
     let (mut child, unit) = begin(world, &app, &["sleep", "201"])?;
     // The keeper whose connection this is, told by what it has open.
     let socket = format!("tools/{}", unit.trim_start_matches("bulkhead-tool-").trim_end_matches(".service"));
-    let script =
-        "for p in $(pgrep -f 'bulkhead-agent keeper'); do grep -q \"$0\" /proc/$p/net/unix && kill -KILL $p; done";
+    let script = "for p in $(pgrep -f 'bulkhead-agent keeper'); do grep -q \"$0\" /proc/$p/net/unix && kill -KILL $p; done; true";
     world.on_node("stage-1", &["sh", "-c", script, &socket])?;
     none_is_left(world, &app)?;
     child.wait()?;
