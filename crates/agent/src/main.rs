@@ -11,8 +11,7 @@ use std::{
     process::{Command, ExitCode},
 };
 
-const USAGE: &str =
-    "usage: bulkhead-agent gate | keeper | boot | settle | scrub | mount IMAGE | unmount IMAGE
+const USAGE: &str = "usage: bulkhead-agent gate | keeper | boot | settle | scrub | mount IMAGE | unmount IMAGE
        bulkhead-agent await-port PORT PROGRAM [ARGUMENT…] | tool ID
        bulkhead-agent install [--root DIR] [--verify]
        bulkhead-agent --version";
@@ -54,6 +53,7 @@ fn command(arguments: &[String]) -> Outcome {
         ["mount", image] => mount_image(&paths, image),
         ["unmount", image] => unmount_image(&paths, image),
         ["await-port", port, program, ref arguments @ ..] => await_port(port, program, arguments),
+        ["tool", id] => tool::run(&paths, id).map(|()| String::new()),
         ["install", ..] => install::command(&arguments[1..]),
         ["--version" | "-V"] => Ok(format!("bulkhead-agent {}", env!("CARGO_PKG_VERSION"))),
         _ => return Err(USAGE.into()),

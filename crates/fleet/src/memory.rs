@@ -263,7 +263,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let memory = Memory::at(directory.path());
         let image = |n: usize| {
-            let config = ImageConfig { platform: format!("test/{n}"), allowed: vec![] };
+            let config = ImageConfig { platform: format!("test/{n}"), allowed: vec![], tools: false };
             Image::new(config, vec![]).unwrap()
         };
         for n in 0..DECODED_MAX + 2 {

@@ -144,7 +144,7 @@ fn probe(store: &Store, directory: &Path) -> Result<Facilities, MountError> {
     let probed = fs::File::open(&file).map_err(failed("open", &file))?;
     let has_verity = composefs::fsverity::enable_verity_with_retry::<Sha256HashValue>(&probed).is_ok();
     let metadata = directory.join("metadata");
-    let nothing = Image::new(ImageConfig { platform: String::new(), allowed: vec![] }, vec![])
+    let nothing = Image::new(ImageConfig { platform: String::new(), allowed: vec![], tools: false }, vec![])
         .expect("an image without entries breaks no rule");
     let mut erofs = Vec::new();
     metadata::write(&nothing, &mut erofs)

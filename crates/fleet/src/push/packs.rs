@@ -368,7 +368,11 @@ mod tests {
         let node = |n: u8, size_bytes| Node::File { mode: 0o644, size_bytes, digest: verity::digest(&[n]) };
         let entry =
             |(path, n, size_bytes): &(&str, u8, u64)| Entry { path: (*path).into(), node: node(*n, *size_bytes) };
-        Image::new(ImageConfig { platform: "test".into(), allowed: vec![] }, files.iter().map(entry).collect()).unwrap()
+        Image::new(
+            ImageConfig { platform: "test".into(), allowed: vec![], tools: false },
+            files.iter().map(entry).collect(),
+        )
+        .unwrap()
     }
 
     #[test]

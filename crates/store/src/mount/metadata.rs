@@ -533,7 +533,7 @@ mod tests {
 
     fn image(entries: impl IntoIterator<Item = (String, Node)>) -> Image {
         let entries = entries.into_iter().map(|(path, node)| Entry { path: path.into_bytes(), node }).collect();
-        Image::new(ImageConfig { platform: "linux/amd64".into(), allowed: vec![] }, entries).unwrap()
+        Image::new(ImageConfig { platform: "linux/amd64".into(), allowed: vec![], tools: false }, entries).unwrap()
     }
 
     fn check(image: &Image) {
@@ -612,6 +612,9 @@ mod tests {
         let path = [b"d/".as_slice(), name.as_bytes()].concat();
         let entries =
             vec![Entry { path: b"d".to_vec(), node: Node::Directory { mode: 0o755 } }, Entry { path, node: file(3) }];
-        check(&Image::new(ImageConfig { platform: "linux/amd64".into(), allowed: vec![] }, entries).unwrap());
+        check(
+            &Image::new(ImageConfig { platform: "linux/amd64".into(), allowed: vec![], tools: false }, entries)
+                .unwrap(),
+        );
     }
 }

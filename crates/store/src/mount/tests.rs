@@ -201,7 +201,7 @@ fn objects_that_come_after_the_mount() {
     // What tells whether the kernel is to check contents.
     put(&push, vec![entry("here", file(0o644, b"here\n"))], &[b"here\n"]);
     let entries = vec![entry("here", file(0o644, b"here\n")), entry("late", file(0o644, b"late\n"))];
-    let config = ImageConfig { platform: "linux/amd64".into(), allowed: Vec::new() };
+    let config = ImageConfig { platform: "linux/amd64".into(), allowed: Vec::new(), tools: false };
     let image = Image::new(config, entries.clone()).unwrap();
     prepare(&store, image.id(), &image).unwrap();
     let target = Mounted(directory.path().join("target"));
