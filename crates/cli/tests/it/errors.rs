@@ -69,7 +69,7 @@ fn environments() {
     check("no_terminal_without_yes_rm", "rm -e production notes", 2);
     check("bad_target", "open -e production notes", 2);
     check("promote_to_itself", "promote production production --yes", 2);
-    check("unknown_tool", "look -e production notes/web -- bash", 2);
+    check("look_needs_a_path", "look -e production notes/web -- cat", 2);
     folder.write("bulkhead.toml", &format!("{MANIFEST}[environments.production]\nnodes = [\"prod-2\"]\n"));
     check("manifest_names_unknown_node", "plan -e production", 3);
 }
