@@ -186,17 +186,24 @@ impl Image {
         let mut previous: Option<&[u8]> = None;
         for entry in &self.entries {
             let refuse = |what| ImageError::Entry { path: lossy(&entry.path), what };
-            check_path(&entry.path).map_err(refuse)?;
+            let parent = parent(&entry.path);
+            while directories.last().is_some_and(|open| Some(*open) != parent) {
+                directories.pop();
+            }
+            let is_below = directories.last().copied() == parent;
+            // What is above was checked when the directory was.
+            let unchecked =
+                parent.filter(|_| is_below).map_or(&entry.path[..], |parent| &entry.path[parent.len() + 1..]);
+            if entry.path.len() > PATH_MAX_BYTES {
+                return Err(refuse("longer than 4095 bytes"));
+            }
+            check_path(unchecked).map_err(refuse)?;
             check_node(&entry.node).map_err(refuse)?;
             if previous.is_some_and(|previous| compare_paths(previous, &entry.path) != Ordering::Less) {
                 return Err(refuse("twice, or out of order"));
             }
             previous = Some(&entry.path);
-            let parent = parent(&entry.path);
-            while directories.last().is_some_and(|open| Some(*open) != parent) {
-                directories.pop();
-            }
-            if directories.last().copied() != parent {
+            if !is_below {
                 return Err(refuse("its parent directory is missing"));
             }
             if matches!(entry.node, Node::Directory { .. }) {
