@@ -33,7 +33,7 @@ use crate::{
     state::{self, Paths},
     systemd::{self, SystemdError},
 };
-use bulkhead_core::{ImageId, Timestamp, order::Action};
+use bulkhead_core::{AppName, ImageId, Timestamp, order::Action};
 use bulkhead_store::{Store, StoreError};
 use bulkhead_wire::{Ask, Done, Event, Failure, FailureKind, Request};
 use std::{
@@ -169,13 +169,21 @@ fn serve(paths: &Paths, peer: &mut Peer) -> Result<Done, Box<Failure>> {
     let preface: Preface = serde_json::from_slice(&peer.message().or_fail()?).map_err(malformed)?;
     let mut request: Request = serde_json::from_slice(&peer.message().or_fail()?).map_err(malformed)?;
     if request.ask == Ask::Await {
+        let protocol = request.protocol;
         // Within the time that every opening has: to come early gives no right to stay longer.
-        let next: Request = serde_json::from_slice(&peer.message().or_fail()?).map_err(malformed)?;
-        // The gate has looked at the first only.
-        if next.protocol != request.protocol {
-            return Err(failure(FailureKind::Request, "protocol", "two protocols in one request"));
+        let mut next = |peer: &mut Peer| {
+            request = serde_json::from_slice(&peer.message().or_fail()?).map_err(malformed)?;
+            // The gate has looked at the first only.
+            if request.protocol != protocol {
+                return Err(failure(FailureKind::Request, "protocol", "two protocols in one request"));
+            }
+            Ok(request.ask.clone())
+        };
+        if let Ask::Releases { app } = next(peer)? {
+            releases(paths, peer, app)?;
+            peer.send(&Event::Done(Done::default())).or_fail()?;
+            next(peer)?;
         }
-        request = next;
     }
     peer.begin();
     match request.ask {
@@ -185,18 +193,7 @@ fn serve(paths: &Paths, peer: &mut Peer) -> Result<Done, Box<Failure>> {
             let status = status::status(paths)?;
             peer.send(&Event::Status(status)).or_fail()?;
         }
-        Ask::Releases { app } => {
-            let images = open_store(paths)?.images().or_fail()?;
-            let apps = match app {
-                Some(name) => vec![state::App::new(paths, name)],
-                None => state::apps(paths).or_fail()?,
-            };
-            for app in apps {
-                for release in app.releases(&images).or_fail()? {
-                    peer.send(&Event::Release(release)).or_fail()?;
-                }
-            }
-        }
+        Ask::Releases { app } => releases(paths, peer, app)?,
         Ask::ImageDocument { image } => {
             let document = open_store(paths)?.document(image).or_fail()?.ok_or_else(|| {
                 failure(FailureKind::Request, "no-image", format!("image {} is not on this node", image.short()))
@@ -218,6 +215,20 @@ fn serve(paths: &Paths, peer: &mut Peer) -> Result<Done, Box<Failure>> {
         }
     }
     Ok(Done::default())
+}
+
+fn releases(paths: &Paths, peer: &mut Peer, app: Option<AppName>) -> Result<(), Box<Failure>> {
+    let images = open_store(paths)?.images().or_fail()?;
+    let apps = match app {
+        Some(name) => vec![state::App::new(paths, name)],
+        None => state::apps(paths).or_fail()?,
+    };
+    for app in apps {
+        for release in app.releases(&images).or_fail()? {
+            peer.send(&Event::Release(release)).or_fail()?;
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn open_store(paths: &Paths) -> Result<Store, Box<Failure>> {

@@ -212,14 +212,14 @@ impl NodeClient {
         *ready = Some(Ready { since: Instant::now(), opening });
     }
 
-    /// The channel that was made ready, where the node still waits.
-    async fn take_ready(&self) -> Option<Conversation> {
+    /// The channel that was made ready, where the node still waits, and since when.
+    async fn take_ready(&self) -> Option<(Instant, Conversation)> {
         let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Ready { opening, .. } = ready.filter(|ready| ready.since.elapsed() < READY_MAX)?;
+        let Ready { since, opening } = ready.filter(|ready| ready.since.elapsed() < READY_MAX)?;
         let mut conversation = opening.await.ok()?.ok()?;
         // Whatever it has said, or that it has hung up, means that it does not wait.
         let silent = conversation.incoming.next_within(Duration::ZERO).await;
-        matches!(silent, Err(FramesError::Idle(_))).then_some(conversation)
+        matches!(silent, Err(FramesError::Idle(_))).then_some((since, conversation))
     }
 
     /// Opens a channel and gathers the request, to be sent with what follows it.
@@ -228,7 +228,7 @@ impl NodeClient {
     /// No channel.
     pub async fn begin(&self, ask: Ask) -> Result<Conversation, NodeError> {
         if matches!(ask, Ask::Submit(_))
-            && let Some(mut conversation) = self.take_ready().await
+            && let Some((_, mut conversation)) = self.take_ready().await
         {
             let request = Request { protocol: PROTOCOL, ask };
             conversation.outgoing.message(&request).await.map_err(|source| conversation.broken(source))?;
@@ -264,12 +264,22 @@ impl NodeClient {
         status.ok_or_else(|| conversation.unexpected("no status"))
     }
 
-    /// Releases of an app (or of all), oldest first.
+    /// Releases of an app (or of all), oldest first. Where the node was made ready for an order it is asked on that
+    /// channel, once, and stays ready.
     ///
     /// # Errors
     /// See [`NodeError`].
     pub async fn releases(&self, app: Option<AppName>) -> Result<Vec<Release>, NodeError> {
-        let mut conversation = self.request(Ask::Releases { app }).await?;
+        let ask = Ask::Releases { app };
+        let (since, mut conversation) = match self.take_ready().await {
+            Some((since, mut conversation)) => {
+                let request = Request { protocol: PROTOCOL, ask };
+                conversation.outgoing.message(&request).await.map_err(|source| conversation.broken(source))?;
+                conversation.flush().await?;
+                (Some(since), conversation)
+            }
+            None => (None, self.request(ask).await?),
+        };
         let mut releases = Vec::new();
         conversation
             .each(|event| match event {
@@ -280,6 +290,10 @@ impl NodeClient {
                 _ => false,
             })
             .await?;
+        if let Some(since) = since {
+            let opening = tokio::spawn(std::future::ready(Ok(conversation)));
+            *self.ready.lock().unwrap_or_else(PoisonError::into_inner) = Some(Ready { since, opening });
+        }
         Ok(releases)
     }
 

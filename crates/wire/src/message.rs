@@ -79,7 +79,8 @@ pub enum Ask {
         view: View,
     },
     /// The request itself comes as the next message. So the node's processes start while the client still works
-    /// out what to ask; who does not ask soon is hung up on.
+    /// out what to ask; who does not ask soon is hung up on. One [`Ask::Releases`] may come before it: it is
+    /// answered up to its [`Event::Done`], and the node goes on waiting.
     Await,
     /// What the last answer in an agent's flip is; reserved for updates. Answered with [`Event::Done`].
     Ping,

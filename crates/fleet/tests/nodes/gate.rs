@@ -91,6 +91,12 @@ fn serve() {
         note(&directory, "ready");
         let Some(frame) = read_frame(&mut io::stdin()).unwrap() else { return };
         request = serde_json::from_slice(&frame.payload).unwrap();
+        if matches!(request.ask, Ask::Releases { .. }) {
+            note(&directory, "asked");
+            say(&Event::Done(Done::default()));
+            let Some(frame) = read_frame(&mut io::stdin()).unwrap() else { return };
+            request = serde_json::from_slice(&frame.payload).unwrap();
+        }
     }
     match request.ask {
         Ask::Submit(submit) => take(&directory, submit),

@@ -126,6 +126,10 @@ impl Bed {
             client.make_ready();
             // Until each has said something, if it is one that does.
             client.ping().await.unwrap();
+            // Only one of them can be asked on the way.
+            if target.node.as_str() == "node-0" {
+                assert!(client.releases(None).await.unwrap().is_empty());
+            }
             early.insert(target.node.clone(), tokio::spawn(std::future::ready(Ok(client))));
         }
         let outcomes = push_over(&request, early, &identities, timeouts(), &self.memory, &make, &|_, _| ()).await;
@@ -232,7 +236,7 @@ async fn nodes_that_wait_for_the_order() {
         let count = |journal: &Vec<String>| journal.iter().filter(|line| line.contains(word)).count();
         bed.journals().iter().map(count).collect()
     };
-    assert_eq!((counted("ready"), counted("objects")), (vec![3, 0], vec![3, 3]));
+    assert_eq!((counted("ready"), counted("asked"), counted("objects")), (vec![3, 0], vec![3, 0], vec![3, 3]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
