@@ -412,8 +412,8 @@ fn collect(
             let kind = match found {
                 Found::Directory => Kind::Directory,
                 Found::Symlink { target } => Kind::Symlink { target },
-                Found::File { executable, size_bytes, digest, facts, disk } => Kind::File(Box::new(FileNode {
-                    executable,
+                Found::File { size_bytes, digest, facts, disk } => Kind::File(Box::new(FileNode {
+                    executable: facts.looks_executable(),
                     size_bytes,
                     digest,
                     facts,

@@ -318,13 +318,23 @@ impl<'a> Work<'a> {
             return Err(ClosureError::NoProgram { service: service.to_owned(), program: program.to_owned(), hint });
         };
         if !file.executable {
-            let hint = format!(": {} is there, but is not executable (`chmod +x` it)", shown(&target));
+            let why = if file.facts.looks_executable() {
+                "its package does not make it executable"
+            } else {
+                "it is neither a Linux program nor a script that begins with `#!`"
+            };
+            let hint = format!(": {} is there, but {why}", shown(&target));
             return Err(ClosureError::NoProgram { service: service.to_owned(), program: program.to_owned(), hint });
         }
         if file.facts.kind != Content::Script {
             return Ok(());
         }
         let line = self.shebang(&target, file)?;
+        if line.ends_with('\r') {
+            let what = "ends its lines as Windows does, and Linux would take that for a part of the interpreter's name";
+            let hint = format!(": {} {what}: write it with line feeds alone", shown(&target));
+            return Err(ClosureError::NoProgram { service: service.to_owned(), program: program.to_owned(), hint });
+        }
         let mut words = line.split_ascii_whitespace();
         let Some(interpreter) = words.next() else { return Ok(()) };
         let missing = |interpreter: &str, hint: String| ClosureError::NoInterpreter {
@@ -371,7 +381,7 @@ impl<'a> Work<'a> {
         let mut reader = self.open(path, file)?.take(SHEBANG_MAX_BYTES);
         reader.read_to_end(&mut head).map_err(|source| ClosureError::Read { path: shown(path), source })?;
         let line = head.split(|byte| *byte == b'\n').next().unwrap_or_default();
-        Ok(String::from_utf8_lossy(line.strip_prefix(b"#!").unwrap_or(line)).trim().to_owned())
+        Ok(String::from_utf8_lossy(line.strip_prefix(b"#!").unwrap_or(line)).trim_start().to_owned())
     }
 
     fn headers_of(&mut self, path: &[u8]) -> Result<Option<&Headers>, ClosureError> {

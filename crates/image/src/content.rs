@@ -66,7 +66,8 @@ impl Facts {
         }
     }
 
-    /// Whether it can be run, told by its bytes alone: where a host has no mode bits.
+    /// Whether Linux can run it. A file of the app gets its mode by this and not by the bits it has on the host, which
+    /// Windows lacks and archives lose: so a folder gives the same image everywhere. A library is in the same format.
     pub(crate) fn looks_executable(self) -> bool {
         matches!(self.kind, Kind::Script | Kind::ElfAmd64 | Kind::ElfArm64 | Kind::ElfForeign)
     }

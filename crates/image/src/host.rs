@@ -10,7 +10,7 @@ pub(crate) struct Stamp {
     pub(crate) modified_ns: i64,
     /// Time of the last change of the inode; unlike the above no program can set it. 0 where there is none.
     pub(crate) changed_ns: i64,
-    /// 0 where there is none.
+    /// On Windows the time at which the file was made, which changes with the file as an inode does.
     pub(crate) inode: u64,
 }
 
@@ -56,11 +56,6 @@ mod imp {
         }
     }
 
-    /// Whether its owner may run it; `None` where the host cannot say.
-    pub(crate) fn is_executable(metadata: &Metadata) -> Option<bool> {
-        Some(metadata.mode() & 0o100 != 0)
-    }
-
     pub(crate) fn is_setuid(metadata: &Metadata) -> bool {
         metadata.mode() & 0o6000 != 0
     }
@@ -84,28 +79,40 @@ mod imp {
     }
 
     /// A link's target as the bytes it has on Linux.
-    pub(crate) fn target_bytes(target: &Path) -> Option<Vec<u8>> {
+    pub(crate) fn target_bytes(_: &Path, target: &Path) -> Option<Vec<u8>> {
         Some(target.as_os_str().as_bytes().to_vec())
+    }
+
+    /// Whether the system gives a name a meaning of its own, so that a file of that name cannot be read.
+    pub(crate) fn is_reserved(_: &[u8]) -> bool {
+        false
     }
 }
 
-#[cfg(not(unix))]
+#[cfg(windows)]
 mod imp {
-    use super::{Metadata, Path, Special, Stamp};
-    use std::{ffi::OsStr, time::UNIX_EPOCH};
+    use super::{Metadata, Path, Special, Stamp, windows};
+    use std::{
+        ffi::OsStr,
+        os::windows::fs::MetadataExt as _,
+        time::{SystemTime, UNIX_EPOCH},
+    };
 
+    /// A file that was modified before it was made had its time set by a program, as unpacking and copying do. Without
+    /// a time of change that time says nothing of the contents: such a stamp lies in the future, so it is never settled.
     pub(crate) fn stamp(metadata: &Metadata) -> Stamp {
-        let modified_ns = metadata
-            .modified()
-            .ok()
-            .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
-            .and_then(|since| i64::try_from(since.as_nanos()).ok())
-            .unwrap_or(i64::MAX);
-        Stamp { size_bytes: metadata.len(), modified_ns, changed_ns: 0, inode: 0 }
-    }
-
-    pub(crate) fn is_executable(_: &Metadata) -> Option<bool> {
-        None
+        let nanoseconds = |time: SystemTime| i64::try_from(time.duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok();
+        let modified_ns = match (metadata.modified(), metadata.created()) {
+            (Ok(modified), Ok(created)) if modified < created => None,
+            (Ok(modified), _) => nanoseconds(modified),
+            (Err(_), _) => None,
+        };
+        Stamp {
+            size_bytes: metadata.len(),
+            modified_ns: modified_ns.unwrap_or(i64::MAX),
+            changed_ns: 0,
+            inode: metadata.creation_time(),
+        }
     }
 
     pub(crate) fn is_setuid(_: &Metadata) -> bool {
@@ -120,9 +127,82 @@ mod imp {
         name.to_str().map(|name| name.as_bytes().to_vec())
     }
 
-    pub(crate) fn target_bytes(target: &Path) -> Option<Vec<u8>> {
-        target.to_str().map(|target| target.replace('\\', "/").into_bytes())
+    pub(crate) fn target_bytes(link: &Path, target: &Path) -> Option<Vec<u8>> {
+        let target = target.to_str()?;
+        let folder = std::path::absolute(link.parent()?).ok()?;
+        Some(windows::relative_target(folder.to_str()?, target).into_bytes())
+    }
+
+    pub(crate) fn is_reserved(name: &[u8]) -> bool {
+        windows::is_reserved(name)
     }
 }
 
-pub(crate) use imp::{is_executable, is_setuid, name_bytes, special, stamp, target_bytes};
+/// Windows' rules for names, as functions of text: tested on every host.
+#[cfg(any(windows, test))]
+mod windows {
+    /// Names of devices, in every folder and with every extension (`Naming Files, Paths, and Namespaces`); and a blank or
+    /// full stop at the end, which is dropped when the file is opened.
+    pub(super) fn is_reserved(name: &[u8]) -> bool {
+        let base = name.split(|byte| *byte == b'.').next().unwrap_or_default().trim_ascii_end().to_ascii_lowercase();
+        let is_device = matches!(
+            base.as_slice(),
+            b"con"
+                | b"prn"
+                | b"aux"
+                | b"nul"
+                | b"conin$"
+                | b"conout$"
+                | [b'c', b'o', b'm', b'1'..=b'9']
+                | [b'l', b'p', b't', b'1'..=b'9']
+        );
+        is_device || name.ends_with(b".") || name.ends_with(b" ")
+    }
+
+    /// A link's target as it would be on Linux. A junction, which npm and pnpm make for folders, holds a whole path
+    /// where a link on Linux holds a relative one; one on another drive stays absolute, and so outside of the image.
+    pub(super) fn relative_target(folder: &str, target: &str) -> String {
+        let plain = |path: &str| path.strip_prefix(r"\\?\").unwrap_or(path).replace('\\', "/");
+        let (folder, target) = (plain(folder), plain(target));
+        if target.as_bytes().get(1) != Some(&b':') {
+            return target;
+        }
+        let from: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
+        let to: Vec<&str> = target.split('/').filter(|part| !part.is_empty()).collect();
+        let common = from.iter().zip(&to).take_while(|(a, b)| a.eq_ignore_ascii_case(b)).count();
+        if common == 0 {
+            return format!("/{target}");
+        }
+        let up = std::iter::repeat_n("..", from.len() - common);
+        up.chain(to[common..].iter().copied()).collect::<Vec<_>>().join("/")
+    }
+}
+
+pub(crate) use imp::{is_reserved, is_setuid, name_bytes, special, stamp, target_bytes};
+
+#[cfg(test)]
+mod tests {
+    use super::windows::{is_reserved, relative_target};
+
+    #[test]
+    fn names_that_windows_keeps_to_itself() {
+        for name in ["con", "NUL", "aux.js", "Com1.tar.gz", "lpt9", "prn .txt", "name.", "name "] {
+            assert!(is_reserved(name.as_bytes()), "{name}");
+        }
+        for name in ["console", "com0", "com10", "auxiliary.js", ".con", "null", "a b"] {
+            assert!(!is_reserved(name.as_bytes()), "{name}");
+        }
+    }
+
+    #[test]
+    fn junctions_become_relative() {
+        let check = |folder: &str, target: &str, expected: &str| {
+            assert_eq!(relative_target(folder, target), expected, "{folder} {target}");
+        };
+        check(r"C:\app\node_modules", r"C:\app\node_modules\.pnpm\a@1\node_modules\a", ".pnpm/a@1/node_modules/a");
+        check(r"c:\App\node_modules\@s", r"\\?\C:\app\packages\b\", "../../packages/b");
+        check(r"C:\app", r"D:\elsewhere", "/D:/elsewhere");
+        check(r"C:\app", r"lib\a.js", "lib/a.js");
+        check(r"C:\app", r"..\etc", "../etc");
+    }
+}

@@ -19,8 +19,8 @@
 //! | `build` | the order of all that |
 //!
 //! # Invariants
-//! - Same inputs, same image id, on any host: modes are 0755 or 0644, there are no
-//!   owners or times, and nothing depends on the order in which a host lists a folder.
+//! - Same inputs, same image id, on any host: modes are 0755 or 0644 and follow from
+//!   contents (of packages, from what they say), there are no owners or times, and nothing depends on the order in which a host lists a folder.
 //! - A package's byte is used only after its sha256 was checked against an index
 //!   whose signature was checked against the embedded Debian archive keys, or
 //!   against `bulkhead.lock`, which holds such a digest.

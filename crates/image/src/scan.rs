@@ -159,7 +159,7 @@ impl Excludes {
 #[derive(Debug, Clone)]
 pub(crate) enum Found {
     Directory,
-    File { executable: bool, size_bytes: u64, digest: FileDigest, facts: Facts, disk: PathBuf },
+    File { size_bytes: u64, digest: FileDigest, facts: Facts, disk: PathBuf },
     Symlink { target: Vec<u8> },
 }
 
@@ -187,7 +187,6 @@ struct Record {
 struct Pending {
     path: Vec<u8>,
     disk: PathBuf,
-    executable: Option<bool>,
     stamp: Stamp,
     /// From the index, or from the file once it was read.
     known: Option<Record>,
@@ -234,7 +233,6 @@ pub(crate) fn scan(
     for pending in files {
         let Some(record) = pending.known else { continue };
         let found = Found::File {
-            executable: pending.executable.unwrap_or_else(|| record.facts.looks_executable()),
             size_bytes: record.stamp.size_bytes,
             digest: record.digest,
             facts: record.facts,
@@ -386,6 +384,16 @@ impl<'a> Walk<'a> {
             // The listing itself tells folders on most file systems, which spares a call for each.
             let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
             let reason = self.excludes.reason(self.root, &disk, &name, relative.is_empty(), is_directory);
+            if reason.is_none() && host::is_reserved(&name) {
+                met.findings.push(Finding {
+                    rule: Rule::BadName,
+                    path: format!("{}/{}", self.prefix, display(&path)),
+                    sentence:
+                        "has a name that Windows keeps to itself, so it cannot be read here: rename or exclude it"
+                            .into(),
+                });
+                continue;
+            }
             if is_directory && reason.is_none() {
                 deeper.push((disk, path.clone()));
                 met.entries.push((path, Found::Directory));
@@ -413,7 +421,7 @@ impl<'a> Walk<'a> {
         let shown = || format!("{}/{}", self.prefix, display(&path));
         if metadata.is_symlink() {
             let target = fs::read_link(&disk).map_err(|source| ScanError::Read { path: disk.clone(), source })?;
-            match host::target_bytes(&target) {
+            match host::target_bytes(&disk, &target) {
                 Some(target) => met.entries.push((path, Found::Symlink { target })),
                 None => met.findings.push(Finding {
                     rule: Rule::BadName,
@@ -433,8 +441,7 @@ impl<'a> Walk<'a> {
             }
             let stamp = host::stamp(metadata);
             let known = self.index.get(path.as_slice()).filter(|record| record.stamp == stamp).copied();
-            let executable = host::is_executable(metadata);
-            met.files.push(Pending { path, disk, executable, stamp, known, settled: true });
+            met.files.push(Pending { path, disk, stamp, known, settled: true });
         } else {
             met.findings.push(Finding {
                 rule: Rule::SpecialFile,

@@ -47,9 +47,7 @@ impl Bed {
 
     /// A program that needs nothing.
     fn program(&self, path: &str) -> &Self {
-        self.write(path, Elf::default().bytes());
-        make_executable(&self.folder.path().join(path));
-        self
+        self.write(path, Elf::default().bytes())
     }
 
     fn build_locked(&self, locked: bool) -> Result<Built, BuildError> {
@@ -84,15 +82,6 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
-
-#[cfg(unix)]
-fn make_executable(path: &Path) {
-    use std::os::unix::fs::PermissionsExt as _;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).unwrap();
-}
-
-#[cfg(not(unix))]
-fn make_executable(_: &Path) {}
 
 fn paths(built: &Built) -> Vec<String> {
     built.image.entries().iter().map(|entry| String::from_utf8_lossy(&entry.path).into_owned()).collect()
@@ -211,10 +200,27 @@ fn same_inputs_same_id() {
         built.id.to_string()
     };
     let first = id(1, 0o600);
-    assert_eq!(first, id(1_700_000_000, 0o666));
+    assert_eq!(first, id(1_700_000_000, 0o777));
     // Of exactly these inputs, on any host and day. A change of it means that everyone's images change.
     #[cfg(unix)]
     insta::assert_snapshot!(first, @"9afed2d7e238b74bad3625fddbd6ecca1c6d00f8c24a695d97ab5594e3767000");
+}
+
+#[test]
+fn modes_follow_from_contents() {
+    let bed = Bed::new("", "/app/server");
+    bed.program("server").write("run", "#!/app/server\n").write("text", "#").write("c.node", Elf::default().bytes());
+    #[cfg(unix)]
+    for (name, mode) in [("server", 0o600), ("run", 0o644), ("text", 0o755)] {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(bed.folder.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let built = bed.build().unwrap();
+    for (path, expected) in [("server", 0o755), ("run", 0o755), ("text", 0o644), ("c.node", 0o755)] {
+        let entry = built.image.get(format!("app/{path}").as_bytes()).unwrap();
+        let image::Node::File { mode, .. } = entry.node else { panic!("{path} is not a file") };
+        assert_eq!(u32::from(mode), expected, "{path}");
+    }
 }
 
 #[test]
@@ -359,14 +365,18 @@ fn odd_files() {
 fn programs_that_are_not_there() {
     let check = |image: &str, command: &str, file: &str, contents: &str, expected: &str| {
         let bed = Bed::new(image, command);
-        bed.write(file, contents);
-        make_executable(&bed.folder.path().join(file));
+        match contents {
+            "" => bed.program(file),
+            script => bed.write(file, script),
+        };
         let failure = bed.failure();
         assert!(failure.contains(expected), "{failure}");
     };
     check("", "node", "a", "", "no program `node` in the image: add \"nodejs\" to [image] packages");
     check("", "/app/run", "run", "#!/usr/bin/env node\n", "write `command = [\"node\", \"/app/run\", …]`");
     check("", "./run", "run", "#!/bin/sh\n", "is a script for /bin/sh, which is not in the image");
+    check("", "./run", "run", "#!/usr/bin/node\r\n", "/app/run ends its lines as Windows does");
+    check("", "/app/run", "run", "echo", "/app/run is there, but it is neither a Linux program nor a script");
     check("keep = [\"/usr/share/zoneinfo\"]", "/app/run", "run", "", "keep: no package of the image has");
     check("source = \"dist\"", "/app/run", "run", "", "[image] source: ");
     check("suite = \"stable\"", "/app/run", "run", "", "choose bookworm, trixie");
