@@ -356,10 +356,16 @@ impl Lint<'_> {
             (Content::ElfForeign, _) => "is a program for another processor",
             _ => return,
         };
-        let sentence = format!(
-            "{what}, and the image is for {}: exclude it, or install dependencies for that platform",
-            self.platform.as_str()
-        );
+        let cpu = match self.platform {
+            Platform::Amd64 => "x64",
+            Platform::Arm64 => "arm64",
+        };
+        let install = if path.split(|byte| *byte == b'/').any(|part| part == b"node_modules") {
+            format!("install for that platform with `npm ci --omit=dev --os=linux --cpu={cpu}`")
+        } else {
+            "build it for that platform".to_owned()
+        };
+        let sentence = format!("{what}, and the image is for {}: exclude it, or {install}", self.platform.as_str());
         self.refuse(Rule::ForeignBinary, path, sentence);
     }
 
