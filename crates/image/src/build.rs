@@ -424,6 +424,7 @@ fn collect(
                 })),
             };
             let path = match (to, path.as_slice()) {
+                (b"", b"") => continue,
                 (to, b"") => to.to_vec(),
                 (b"", path) => path.to_vec(),
                 (to, path) => [to, b"/", path].concat(),

@@ -166,7 +166,7 @@ pub(crate) enum Found {
 /// Everything under a folder.
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
-    /// Paths relative to the folder, in no particular order.
+    /// Paths relative to the folder (its own is empty), in no particular order.
     pub(crate) entries: Vec<(Vec<u8>, Found)>,
     /// What cannot be in an image whatever the manifest says.
     pub(crate) findings: Vec<Finding>,
@@ -291,7 +291,7 @@ impl<'a> Walk<'a> {
 
     fn run(&self) -> Result<Met, ScanError> {
         lock(&self.queue).directories.push((self.root.to_owned(), Vec::new()));
-        let all = Mutex::new(Met::default());
+        let all = Mutex::new(Met { entries: vec![(Vec::new(), Found::Directory)], ..Met::default() });
         std::thread::scope(|scope| {
             for _ in 0..threads() {
                 scope.spawn(|| {

@@ -207,6 +207,17 @@ fn same_inputs_same_id() {
 }
 
 #[test]
+fn folders_are_copied_to_any_place() {
+    let bed = Bed::new("to = \"/opt/web\"\ncopy = { \"/srv/a/b\" = \"lib\", \"/srv/empty\" = \"empty\" }", "./server");
+    bed.program("server").write("lib/deep/a.js", "a");
+    fs::create_dir(bed.folder.path().join("empty")).unwrap();
+    let paths = paths(&bed.build().unwrap());
+    for path in ["opt/web/lib/deep/a.js", "srv/a/b", "srv/a/b/deep/a.js", "srv/empty"] {
+        assert!(paths.contains(&path.to_owned()), "{path} is not in {paths:?}");
+    }
+}
+
+#[test]
 fn modes_follow_from_contents() {
     let bed = Bed::new("", "/app/server");
     bed.program("server").write("run", "#!/app/server\n").write("text", "#").write("c.node", Elf::default().bytes());
