@@ -96,7 +96,7 @@ impl Ui {
     /// Looks at the three standard streams once.
     #[must_use]
     pub fn new(format: Format) -> Self {
-        let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && terminal_has_colours();
         let live = std::io::stderr().is_terminal();
         Self {
             json: format == Format::Json,
@@ -448,6 +448,18 @@ impl Questions {
         self.open.store(false, Ordering::Relaxed);
         answer
     }
+}
+
+/// Whether escape sequences do what they say. A console of Windows has to be told to; those before Windows 10 cannot.
+#[cfg(windows)]
+fn terminal_has_colours() -> bool {
+    // Git's terminal is no console, understands them by itself, and sets TERM.
+    anstyle_query::windows::enable_ansi_colors() == Some(true) || std::env::var_os("TERM").is_some()
+}
+
+#[cfg(not(windows))]
+fn terminal_has_colours() -> bool {
+    true
 }
 
 /// The terminal's settings while a secret is asked for without showing it.

@@ -64,9 +64,13 @@ pub struct Answer<T> {
 /// # Errors
 /// The environment does not say.
 pub fn home() -> Result<PathBuf> {
-    std::env::home_dir()
-        .filter(|home| !home.as_os_str().is_empty())
-        .ok_or_else(|| Error::configuration("the home directory is unknown").hint("set HOME"))
+    std::env::home_dir().filter(|home| !home.as_os_str().is_empty()).ok_or_else(|| {
+        Error::configuration("the home directory is unknown").hint(if cfg!(windows) {
+            "set USERPROFILE"
+        } else {
+            "set HOME"
+        })
+    })
 }
 
 /// Where this machine keeps what saves time.

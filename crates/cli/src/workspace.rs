@@ -65,7 +65,7 @@ pub struct FleetFiles {
 /// A verified policy with its exact bytes and signatures.
 #[derive(Debug, Clone)]
 pub struct PolicyFiles {
-    /// `policy.json`, byte for byte.
+    /// `policy.json` as it was signed.
     pub bytes: Vec<u8>,
     /// Its signatures.
     pub signatures: Vec<String>,
@@ -240,7 +240,9 @@ impl FleetFiles {
             let what = format!("{} is not a JSON list of signatures", shown(&signatures_path));
             Error::during(Kind::Configuration, what, &error)
         })?;
-        let bytes = text.into_bytes();
+        // Git on Windows may have given it that system's line endings, which nobody signed; inside JSON's strings there
+        // are none, so this takes nothing away.
+        let bytes = text.replace("\r\n", "\n").into_bytes();
         let verified = bulkhead_trust::pin_first_policy(&bytes, &signatures, &self.fleet.fleet).map_err(|refusal| {
             let mut error = Error::configuration(format!("{place}: {}", refusal.message));
             error.hints.extend(refusal.hint);

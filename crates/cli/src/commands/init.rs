@@ -239,7 +239,7 @@ fn make_key(path: &Path) -> Result<()> {
         .output()
         .map_err(|error| {
             Error::during(Kind::Configuration, "cannot run `ssh-keygen`", &error)
-                .hint("it comes with OpenSSH: on Debian, the package `openssh-client`")
+                .hint("it comes with OpenSSH: on Debian the package `openssh-client`, on Windows an optional feature")
         })?;
     if output.status.success() {
         return Ok(());

@@ -162,6 +162,7 @@ pub async fn run(context: &Context, args: &LocalArgs) -> Result<()> {
 /// # Errors
 /// Always: only Linux boots these machines.
 #[cfg(not(target_os = "linux"))]
-pub async fn run(_: &Context, args: &LocalArgs) -> Result<()> {
-    Err(crate::error::Error::usage(format!("local nodes need Linux ({:?})", args.command)))
+pub async fn run(_: &Context, _: &LocalArgs) -> Result<()> {
+    Err(crate::error::Error::usage("local nodes are Linux machines, which only Linux can boot")
+        .hint("run `bulkhead local` on Linux, or write the machines you have into fleet.toml"))
 }
