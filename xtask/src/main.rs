@@ -7,6 +7,7 @@
 //! | `demo` | a local fleet of three nodes, deploys, promotes, rolls back; `--down` leaves nothing behind |
 //! | `test` | every check and test; what CI runs |
 //! | `bench deploy` | the deploy benchmark, beside rsync and tar over SSH |
+//! | `windows` | the command line as a Windows program, cross-compiled and run by Wine |
 //! | `docs` | writes the generated pages of `docs/` again |
 //!
 //! Each of them begins by installing what it needs, so a fresh machine with a
@@ -20,6 +21,7 @@ mod layers;
 mod paths;
 mod run;
 mod setup;
+mod windows;
 
 use clap::{Parser, Subcommand};
 
@@ -44,6 +46,8 @@ enum Command {
     /// Measures.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Builds `bulkhead.exe` and runs it under Wine: same digests as on Linux, deploys to a real node. Takes long.
+    Windows(windows::WindowsArguments),
     /// Writes the generated pages of `docs/` again.
     Docs,
 }
@@ -55,6 +59,7 @@ fn main() -> std::process::ExitCode {
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Test(arguments) => check::test(&arguments),
         Command::Bench(bench::BenchCommand::Deploy(arguments)) => bench::deploy(&arguments),
+        Command::Windows(arguments) => windows::windows(&arguments),
         Command::Docs => binaries::generate_docs(),
     };
     match result {
