@@ -1,12 +1,13 @@
 //! After a boot: from the last accepted orders to running services, with nobody
 //! connected. An app whose state is damaged is named in the journal and keeps no
-//! other from starting.
+//! other from starting. What the boot before left of caches goes.
 
 use crate::{
     keeper::{chain, settle::settle_all, status::find_mounts},
     state::Paths,
     systemd,
 };
+use bulkhead_store::Store;
 
 /// Brings every app back. `false` where one could not be.
 ///
@@ -18,5 +19,10 @@ pub fn run(paths: &Paths) -> Result<bool, String> {
         systemd::eprintln_bounded(&format!("how images are mounted here: {error}"));
         all_well = false;
     }
-    Ok(settle_all(paths).map_err(|error| chain(&error))? && all_well)
+    let settled = settle_all(paths).map_err(|error| chain(&error))?;
+    // After what people wait for.
+    if let Err(error) = Store::open(&paths.store()).and_then(|store| store.remove_old_metadata()) {
+        systemd::eprintln_bounded(&format!("metadata of the boot before: {}", chain(&error)));
+    }
+    Ok(settled && all_well)
 }

@@ -9,7 +9,7 @@
 //! hostile one would reach the kernel's parser. It is kept in the store's `metadata`, named
 //! `IMAGE.v2.BOOT` by image, [`METADATA_FORMAT`] and the boot that it was written in, and is no
 //! identity: whoever doubts it removes it. It is never synced, because writing it anew takes no longer:
-//! one of another boot may be torn by a power cut, so it is not looked at, and the next collection takes it.
+//! one of another boot may be torn by a power cut, so it is not looked at, and the next boot or collection takes it.
 //!
 //! # Tiers
 //!

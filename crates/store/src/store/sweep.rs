@@ -151,13 +151,12 @@ impl Collection<'_> {
             store.sync_directory(&store.directory("documents"))?;
         }
         let gone: HashSet<&ImageId> = collected.images.iter().collect();
+        store.remove_old_metadata()?;
         for directory in ["metadata", "trees"] {
             for name in store.names(directory)? {
                 // Named by image and, after dots, by format and boot.
                 let id = name.split('.').next().and_then(|id| id.parse().ok());
-                let is_of_another_boot = directory == "metadata" && !name.ends_with(&format!(".{}", store.boot));
-                let is_left = |id: ImageId| is_of_another_boot || gone.contains(&id) || !here.contains(&id);
-                if id.is_some_and(is_left) {
+                if id.is_some_and(|id: ImageId| gone.contains(&id) || !here.contains(&id)) {
                     store.remove(directory, &name)?;
                 }
             }
@@ -192,6 +191,18 @@ impl Store {
         let Some(document) = self.document(id)? else { return Ok(None) };
         let image = Image::decode(&document).map_err(|_| StoreError::DocumentDamaged { id })?;
         Ok(Some((image, document.len() as u64)))
+    }
+
+    /// Removes metadata images that were written in another boot: nobody looks at them any more.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn remove_old_metadata(&self) -> Result<(), StoreError> {
+        let of_this_boot = format!(".{}", self.boot);
+        for name in self.names("metadata")?.iter().filter(|name| !name.ends_with(&of_this_boot)) {
+            self.remove("metadata", name)?;
+        }
+        Ok(())
     }
 
     /// Removes the copies for hard-link trees that no tree uses any more.

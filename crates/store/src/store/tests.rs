@@ -438,3 +438,17 @@ fn an_object_of_wrong_length_in_the_way_is_replaced() {
     take(&store, &image, &whole_pack(&memory)).unwrap();
     check_consistent(&store);
 }
+
+#[test]
+fn metadata_of_another_boot_goes() {
+    let (directory, store) = opened();
+    drop(store);
+    let root = directory.path().join("store");
+    let id = ImageId([7; 32]);
+    for boot in ["one", "two"] {
+        fs::write(root.join("metadata").join(format!("{id}.v2.{boot}")), "x").unwrap();
+    }
+    let store = Store::open_at_boot(&root, "two".into()).unwrap();
+    store.remove_old_metadata().unwrap();
+    assert_eq!(store.names("metadata").unwrap(), [format!("{id}.v2.two")]);
+}
