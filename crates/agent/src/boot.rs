@@ -19,10 +19,9 @@ pub fn run(paths: &Paths) -> Result<bool, String> {
         systemd::eprintln_bounded(&format!("how images are mounted here: {error}"));
         all_well = false;
     }
-    let settled = settle_all(paths).map_err(|error| chain(&error))?;
-    // After what people wait for.
+    // First, because what has to be mounted needs the room.
     if let Err(error) = Store::open(&paths.store()).and_then(|store| store.remove_old_metadata()) {
         systemd::eprintln_bounded(&format!("metadata of the boot before: {}", chain(&error)));
     }
-    Ok(settled && all_well)
+    Ok(settle_all(paths).map_err(|error| chain(&error))? && all_well)
 }

@@ -137,6 +137,12 @@ pub fn run(paths: &Paths) -> io::Result<()> {
     // A client that is gone has nothing to be told.
     drop(peer.send(&event));
     drop(peer);
+    if matches!(&event, Event::Done(done) if !done.warnings.is_empty()) {
+        // What could not be done a moment ago may be possible now.
+        if let Err(error) = settle::settle_all(paths) {
+            systemd::eprintln_bounded(&chain(&error));
+        }
+    }
     if may_have_changed {
         clear_up(paths);
     }
@@ -282,7 +288,8 @@ fn budget(total: u64, free: u64, used: u64) -> Option<u64> {
 /// The images that must stay, and those that are next worth a place: each app's newest good release before any
 /// app's second. That an app cannot be read keeps everything: nobody knows what it needs.
 fn worth_keeping(paths: &Paths) -> Result<(BTreeSet<ImageId>, Vec<ImageId>), FileError> {
-    let mut keep = BTreeSet::new();
+    // Of a release that drains, or a tool that runs, nothing may go while it is read.
+    let mut keep = images::mounted(paths)?;
     let mut preferred: Vec<(usize, ImageId)> = Vec::new();
     for app in state::apps(paths)? {
         keep.extend(app.live_run()?.map(|(_, run)| run.image));

@@ -265,7 +265,8 @@ fn service_unit(release: &Release<'_>, service: &ServiceSpec) -> String {
     if let Some(percent) = service.cpu_percent {
         line("CPUQuota", &format!("{percent}%"));
     }
-    line("TimeoutStopSec", &format!("{}ms", service.stop_ms));
+    // Zero would mean without end.
+    line("TimeoutStopSec", &format!("{}ms", service.stop_ms.max(1)));
     line("Restart", "always");
     line("RestartSec", "1s");
     if systemd >= SYSTEMD_RESTART_STEPS {
@@ -579,6 +580,12 @@ mod tests {
             assert!(new.contains(key) && !old.contains(key), "{key}");
         }
         assert!(old.contains("\nInaccessiblePaths=-+/sys/fs/cgroup\n"), "{old}");
+    }
+
+    #[test]
+    fn no_stop_takes_for_ever() {
+        let units = render(&ServiceSpec { stop_ms: 0, ..service() }, 257).unwrap();
+        assert!(units[0].1.contains("\nTimeoutStopSec=1ms\n"));
     }
 
     #[test]

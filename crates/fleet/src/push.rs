@@ -67,6 +67,9 @@ const SUBMISSIONS_MAX: usize = ORDERS_MAX + 2;
 const EVENTS_MAX: usize = 10_000;
 /// How much longer than the order itself says a node may be silent.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the release before may drain and stop, which its own order says and this machine need not know: an hour
+/// each. That a node is dead is noticed by SSH's keepalives, long before.
+const PREDECESSOR_MAX: Duration = Duration::from_secs(2 * 3600);
 /// How often an upload is reported.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 /// Rules by which a node says that the order does not follow its history.
@@ -854,5 +857,5 @@ fn patience(order: &[u8], wait: Duration) -> Duration {
         let parts = [service.health.within_ms, service.drain_ms, service.stop_ms];
         Duration::from_millis(parts.into_iter().map(u64::from).sum())
     };
-    PATIENCE + wait + services.iter().map(longest).sum::<Duration>()
+    PATIENCE + wait + PREDECESSOR_MAX + services.iter().map(longest).sum::<Duration>()
 }

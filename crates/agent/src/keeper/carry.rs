@@ -29,7 +29,7 @@
 use super::{
     OrFail, chain, failure,
     release::{self, Found, Release},
-    settle::{self, selected},
+    settle::{self, Fitted, selected},
 };
 use crate::{
     peer::Peer,
@@ -87,14 +87,13 @@ fn replace(new: &Release<'_>, peer: &mut Peer) -> Result<Vec<String>, Box<Failur
         warnings.push(format!("a power cut may bring back the release before: {}", chain(&error)));
     }
     let services = || new.run.services.iter();
-    match new.switch_links(services()).and_then(|()| new.unlink_others()) {
-        // Recorded as done only now: until then the next settling makes the links.
-        Ok(()) => {
-            if let Err(error) = new.app.record_outcome(new.number, Outcome::Done) {
-                warnings.push(format!("that it is done could not be recorded: {}", chain(&error)));
-            }
-        }
-        Err(error) => warnings.push(format!("not all new connections reach the new release yet: {}", chain(&error))),
+    if let Err(error) = new.switch_links(services()).and_then(|()| new.unlink_others()) {
+        // It is not recorded as done, and the old one stays for those who still reach it: both are for the next settling.
+        warnings.push(format!("not all new connections reach the new release yet: {}", chain(&error)));
+        return Ok(warnings);
+    }
+    if let Err(error) = new.app.record_outcome(new.number, Outcome::Done) {
+        warnings.push(format!("that it is done could not be recorded: {}", chain(&error)));
     }
     peer.step(StepKind::Switched, None).or_fail()?;
     if let Some(before) = before {
@@ -156,7 +155,11 @@ fn take_over(new: &Release<'_>, alone: &[&ServiceSpec], before: &Release<'_>) ->
 /// Undoes a release that failed before the switch, and adds to the failure what
 /// became of the one before, where that was touched.
 fn fall_back(new: &Release<'_>, mut failure: Box<Failure>, peer: &mut Peer) -> Box<Failure> {
-    let brought_back = settle::fit(new.paths, new.app, false).and_then(|started| {
+    // In doubt, because a service may have been stopped of which the files are still there.
+    let brought_back = settle::fit(new.paths, new.app, true).and_then(|Fitted { started, not_started }| {
+        if let Some(failure) = not_started {
+            return Err(failure);
+        }
         let Some((number, run)) = new.app.live_run().or_fail()? else { return Ok(None) };
         let services: Vec<&ServiceSpec> = run.services.iter().filter(|spec| started.contains(&spec.name)).collect();
         if services.is_empty() {
@@ -203,7 +206,9 @@ fn about_live(paths: &Paths, app: &App, number: u64, action: &Action, peer: &mut
                 let names = chosen.iter().map(|service| release.names(service));
                 release::stop_units(&names.flat_map(|names| [names.proxy, names.service]).collect::<Vec<_>>())?;
             }
-            settle::fit(paths, app, false)?;
+            if let Some(failure) = settle::fit(paths, app, false)?.not_started {
+                return Err(failure);
+            }
             let specs: Vec<&ServiceSpec> = run.services.iter().filter(|spec| chosen.contains(&spec.name)).collect();
             release.start(&specs, peer)?;
         }

@@ -100,7 +100,11 @@ pub fn sweep(paths: &Paths) -> Result<(), Box<Failure>> {
     release::stop_units(&units)
 }
 
-fn mounted(paths: &Paths) -> Result<BTreeSet<ImageId>, FileError> {
+/// What is mounted, and so may be being read.
+///
+/// # Errors
+/// The directory of mounts cannot be read.
+pub fn mounted(paths: &Paths) -> Result<BTreeSet<ImageId>, FileError> {
     let directory = paths.run.join("images");
     match fs::read_dir(&directory) {
         Ok(entries) => Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()),

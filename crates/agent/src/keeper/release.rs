@@ -143,6 +143,7 @@ impl<'a> Release<'a> {
         if services.is_empty() {
             return Ok(());
         }
+        services.iter().try_for_each(|service| self.refuse_leftovers(service))?;
         let image_unit = units::image_unit(self.run.image);
         // One transaction, so that sockets come before their proxies: systemd refuses the other order.
         let names = self.unit_names(services);
@@ -244,34 +245,43 @@ impl<'a> Release<'a> {
         Ok(())
     }
 
-    /// Starts these services, whatever state somebody left them in, without waiting until they are well.
+    /// Starts a service, whatever state somebody left it in, without waiting until it is well. A program that
+    /// cannot be executed is no error: systemd goes on trying, and so it may when its image is a better one.
     ///
     /// # Errors
-    /// systemd refused, or something of them cannot be ended.
-    pub fn start_again(&self, services: &[&ServiceSpec]) -> Result<(), Box<Failure>> {
-        // Proxies are started by the first connection.
-        let names: Vec<String> = services
-            .iter()
-            .flat_map(|service| {
-                let Names { service: unit, socket, .. } = self.names(&service.name);
-                [Some(unit), service.port.map(|_| socket)].into_iter().flatten()
-            })
-            .collect();
-        if names.is_empty() {
-            return Ok(());
-        }
-        let start = |how: &[&str]| {
-            let all: Vec<&str> =
-                [&["start"], how].concat().into_iter().chain(names.iter().map(String::as_str)).collect();
-            systemd::systemctl(&all)
-        };
-        if start(&[]).is_ok() {
+    /// Something of it cannot be ended, or what it needs is not there: its image, the disk of a volume.
+    pub fn start_again(&self, service: &ServiceSpec) -> Result<(), Box<Failure>> {
+        self.refuse_leftovers(service)?;
+        let Names { service: unit, socket, .. } = self.names(&service.name);
+        let image = units::image_unit(self.run.image);
+        // A proxy is started by the first connection.
+        let names = [Some(image.as_str()), Some(unit.as_str()), service.port.map(|_| socket.as_str())];
+        let start =
+            || systemd::systemctl(&["start"].into_iter().chain(names.into_iter().flatten()).collect::<Vec<_>>());
+        if start().is_ok() {
             return Ok(());
         }
         // A stop that was under way makes systemd refuse: a socket is not started while its proxy is still there.
-        // Or a program cannot be executed, and systemd goes on trying.
-        stop_units(&self.unit_names(services))?;
-        start(&["--no-block"]).map(drop).or_fail()
+        stop_units(&self.unit_names(&[service]))?;
+        let Err(error) = start() else { return Ok(()) };
+        let shown = systemd::show(&[&unit], "ActiveState").or_fail()?;
+        let state = shown.get(&unit).and_then(|properties| properties.get("ActiveState")).map_or("", String::as_str);
+        // Of a unit whose requirement failed nothing was tried, and nothing will be.
+        if matches!(state, "activating" | "active" | "reloading") { Ok(()) } else { Err(error).or_fail() }
+    }
+
+    /// Where processes of a service with a volume outlived its unit's end, systemd would start another beside them.
+    fn refuse_leftovers(&self, service: &ServiceSpec) -> Result<(), Box<Failure>> {
+        let Names { service: unit, .. } = self.names(&service.name);
+        if service.volumes.is_empty() || systemd::processes(&unit).is_empty() {
+            return Ok(());
+        }
+        let shown = systemd::show(&[&unit], "ActiveState").or_fail()?;
+        let state = shown.get(&unit).and_then(|properties| properties.get("ActiveState")).map_or("", String::as_str);
+        if matches!(state, "failed" | "inactive") && !systemd::processes(&unit).is_empty() {
+            return Err(goes_on(&unit));
+        }
+        Ok(())
     }
 
     /// Waits until these services have no connection left, or each one's time is up.
@@ -394,17 +404,15 @@ pub fn stop_units(names: &[String]) -> Result<(), Box<Failure>> {
     stop_at_once(&sockets)?;
     stop_at_once(&others)?;
     // A proxy is none of the app's own processes, and one whose socket goes on listening may be there again.
-    let goes_on = |name: &&String| !name.ends_with(PROXY_SUFFIX) && !systemd::processes(name).is_empty();
-    match names.iter().find(goes_on) {
-        None => Ok(()),
-        Some(name) => {
-            let message = format!("{name} was stopped, and processes of it go on running");
-            let mut failure = failure(FailureKind::Node, "stop", message);
-            failure.hint =
-                Some("the kernel may be waiting for a disk on their behalf; the node's journal may tell".into());
-            Err(failure)
-        }
-    }
+    let is_left = |name: &&String| !name.ends_with(PROXY_SUFFIX) && !systemd::processes(name).is_empty();
+    names.iter().find(is_left).map_or(Ok(()), |name| Err(goes_on(name)))
+}
+
+fn goes_on(unit: &str) -> Box<Failure> {
+    let message = format!("{unit} was stopped, and processes of it go on running");
+    let mut failure = failure(FailureKind::Node, "stop", message);
+    failure.hint = Some("the kernel may be waiting for a disk on their behalf; the node's journal may tell".into());
+    failure
 }
 
 fn stop_at_once(names: &[&String]) -> Result<(), Box<Failure>> {

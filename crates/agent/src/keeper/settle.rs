@@ -34,17 +34,22 @@ use std::{collections::BTreeSet, thread, time::Duration};
 /// and recorded as interrupted, once nothing is left of it; the same order may
 /// be sent again.
 ///
+/// Gives why something that must run could not be started, which is no reason to
+/// keep an order from bringing something better.
+///
 /// # Errors
-/// The app's state cannot be read or written, something of it cannot be ended,
-/// or what must run cannot be started. What was left is then still there to be settled.
-pub fn settle(paths: &Paths, app: &App) -> Result<(), Box<Failure>> {
+/// The app's state cannot be read or written, or something of it cannot be ended.
+/// What was left is then still there to be settled.
+pub fn settle(paths: &Paths, app: &App) -> Result<Option<Box<Failure>>, Box<Failure>> {
     let unfinished = unfinished(app).or_fail()?;
     if let Some((_, order)) = &unfinished {
         apply(app, &order.action).or_fail()?;
     }
-    fit(paths, app, unfinished.is_some())?;
-    let Some((number, order)) = unfinished else { return Ok(()) };
+    let Fitted { not_started, .. } = fit(paths, app, unfinished.is_some())?;
+    let Some((number, order)) = unfinished else { return Ok(not_started) };
     let outcome = match &order.action {
+        // Whether it was stopped before, nobody knows: sent again it is carried out.
+        Action::Restart { .. } => Outcome::Interrupted,
         Action::Run(_) if app.live().or_fail()?.is_none_or(|live| live.release != number) => Outcome::Interrupted,
         Action::Remove { volumes } => {
             forget(paths, app, number, *volumes).or_fail()?;
@@ -53,7 +58,7 @@ pub fn settle(paths: &Paths, app: &App) -> Result<(), Box<Failure>> {
         _ => Outcome::Done,
     };
     app.record_outcome(number, outcome.clone()).or_fail()?;
-    let Some(record) = app.record(number).or_fail()? else { return Ok(()) };
+    let Some(record) = app.record(number).or_fail()? else { return Ok(not_started) };
     let was_interrupted = outcome == Outcome::Interrupted;
     let entry = Entry {
         app: Some(order.app),
@@ -63,7 +68,8 @@ pub fn settle(paths: &Paths, app: &App) -> Result<(), Box<Failure>> {
         message: was_interrupted.then(|| "the node or its keeper ended in the middle of it".into()),
         ..Entry::new(if was_interrupted { What::Failed } else { What::Done }, now(), record.order)
     };
-    audit::append(&paths.audit(), entry).or_fail()
+    audit::append(&paths.audit(), entry).or_fail()?;
+    Ok(not_started)
 }
 
 /// The last order, where nobody recorded how it ended.
@@ -145,20 +151,30 @@ fn difference(found: Vec<Found>, wanted: Option<(&Live, &Run)>) -> Difference {
     Difference { strays, missing }
 }
 
+/// What was started.
+#[derive(Debug, Default)]
+pub struct Fitted {
+    /// The services of which nothing ran before.
+    pub started: Vec<ServiceName>,
+    /// Why one that must run could not be started: its image or volume is not to be had.
+    pub not_started: Option<Box<Failure>>,
+}
+
 /// Ends what must not run and starts what must, without waiting until it is
-/// well. Gives the services that were not there and so were started. `is_doubtful`
-/// says that somebody died on the way: then links are made again, and services
-/// that are there are told to start as well.
+/// well. `is_doubtful` says that unit files may not tell what runs, because
+/// somebody died or failed on the way: then links are made again, and services
+/// that seem to be there are told to start as well.
 ///
 /// # Errors
-/// Something cannot be ended, and then nothing is started: it may be on the same volume. Or it cannot be started.
-pub fn fit(paths: &Paths, app: &App, is_doubtful: bool) -> Result<Vec<ServiceName>, Box<Failure>> {
+/// Something cannot be ended, and then nothing is started: it may be on the same volume.
+pub fn fit(paths: &Paths, app: &App, is_doubtful: bool) -> Result<Fitted, Box<Failure>> {
     let live = app.live().or_fail()?;
     let run = app.live_run().or_fail()?.map(|(_, run)| run);
     let wanted = live.as_ref().zip(run.as_ref());
     let Difference { strays, missing } = difference(release::found(paths, app.name()).or_fail()?, wanted);
+    let mut fitted = Fitted::default();
     if strays.is_empty() && missing.is_empty() && !is_doubtful {
-        return Ok(missing);
+        return Ok(fitted);
     }
     let current = wanted.map(|(live, run)| (live, Release { paths, app, number: live.release, run }));
     match &current {
@@ -172,13 +188,17 @@ pub fn fit(paths: &Paths, app: &App, is_doubtful: bool) -> Result<Vec<ServiceNam
     if let Some((live, current)) = current {
         let must_run = |spec: &&ServiceSpec| !live.stopped.contains(&spec.name);
         let due = |spec: &&ServiceSpec| must_run(spec) && (is_doubtful || missing.contains(&spec.name));
-        let services: Vec<&ServiceSpec> = current.run.services.iter().filter(due).collect();
-        if !services.is_empty() {
-            current.prepare(&services)?;
-            current.start_again(&services)?;
+        // One by one: that one cannot be started must not touch another.
+        for service in current.run.services.iter().filter(due) {
+            let was_there = !systemd::processes(&current.names(&service.name).service).is_empty();
+            match current.prepare(&[service]).and_then(|()| current.start_again(service)) {
+                Ok(()) if was_there => {}
+                Ok(()) => fitted.started.push(service.name.clone()),
+                Err(failure) => fitted.not_started = fitted.not_started.or(Some(failure)),
+            }
         }
     }
-    Ok(missing)
+    Ok(fitted)
 }
 
 /// Lets the connections end that releases before the live one still serve. A
@@ -202,8 +222,8 @@ const TRIES: u32 = 4;
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Settles every app: after a boot, which is how services come back with nobody
-/// connected, and after a keeper's death. An app that another keeper is at work
-/// on is settled already, since that is what each order begins with. `false`
+/// connected, and after a keeper's death. An app whose lock another has is tried
+/// again: it may be one whose order is about to be refused. `false`
 /// where one could not be; the journal says which and why, and it keeps no other from being settled.
 ///
 /// # Errors
@@ -216,7 +236,7 @@ pub fn settle_all(paths: &Paths) -> Result<bool, FileError> {
         }
         // None keeps another waiting for its second try.
         left.retain(|app| match settle_one(paths, app) {
-            Ok(()) => false,
+            Ok(is_settled) => !is_settled,
             Err(why) => {
                 systemd::eprintln_bounded(&format!("app `{}`: {why}", app.name()));
                 true
@@ -229,11 +249,15 @@ pub fn settle_all(paths: &Paths) -> Result<bool, FileError> {
     Ok(false)
 }
 
-fn settle_one(paths: &Paths, app: &App) -> Result<(), String> {
+/// Whether it was settled: not where another has its lock.
+fn settle_one(paths: &Paths, app: &App) -> Result<bool, String> {
     let holder = Holder { holder: "the node itself, settling what was left".into(), since: now() };
     match app.try_lock(&holder) {
-        Ok(Ok(_lock)) => settle(paths, app).map_err(|failure| failure.message),
-        Ok(Err(_)) => Ok(()),
+        Ok(Ok(_lock)) => match settle(paths, app) {
+            Ok(None) => Ok(true),
+            Ok(Some(failure)) | Err(failure) => Err(failure.message),
+        },
+        Ok(Err(_)) => Ok(false),
         Err(error) => Err(chain(&error)),
     }
 }

@@ -47,7 +47,9 @@ use std::{
 
 /// Between two tries for a lock: short beside a deploy, long beside a system call.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
-/// Longer than any order takes; a client may wish to wait for less.
+/// What no client is told "locked" before.
+const LOCK_GLANCE: Duration = Duration::from_millis(200);
+/// Longer than nearly any order takes; a client may wish to wait for less.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(3600);
 /// How long a client may take to send an image, if its order does not expire
 /// before. What was whole by then stays, so the next order goes on from there.
@@ -129,7 +131,13 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
         // An order to look is used up before its tool runs: whatever happens then, it never runs twice.
         let outcome = if looks { Outcome::Done } else { Outcome::Underway };
         let record = Record { order: id, signers: verified.signers().to_vec(), accepted: now(), outcome };
-        app.accept(number, &bytes, &submit.signatures, &record).or_fail()?;
+        if let Err(error) = app.accept(number, &bytes, &submit.signatures, &record) {
+            // Where only the last sync failed it may be in force all the same, and whoever comes next would carry it out.
+            let is_head = app.head().is_ok_and(|head| head.order == Some(id));
+            if !is_head {
+                return Err(error).or_fail();
+            }
+        }
     }
     if let Action::Look(tool) = &order.action {
         // The app and the store are free while the tool runs. A client that leaves ends it.
@@ -241,7 +249,10 @@ fn enter(
         }
     };
     let Taken { app, is_repeat, _lock } = taken;
-    settle::settle(paths, &app)?;
+    if let Some(failure) = settle::settle(paths, &app)? {
+        // What this order brings may be the cure.
+        systemd::eprintln_bounded(&format!("app `{}`: {}", app.name(), failure.message));
+    }
     let number = verified.value().targets[&identity.node].counter;
     if is_repeat && let Some(done) = repeated(&app, number, submitted.id)? {
         return Ok(Entrance::Again(done));
@@ -302,7 +313,7 @@ fn authorize(
         (Ok(verified), Some(taken)) => {
             // Whoever waits from here on is told who signed.
             let holder = Holder { holder: verified.signers().join(", "), since: context.now };
-            taken.app.name_holder(&holder).or_fail()?;
+            taken.app.name_holder(&holder);
             Ok((verified, taken))
         }
         (Ok(_), None) => return Err(failure(FailureKind::Node, "lock", "the order was verified without a lock")),
@@ -324,7 +335,8 @@ fn standing(app: &App, head: &Head, is_repeat: bool, identity: &NodeIdentity) ->
 }
 
 fn lock(peer: &mut Peer, app: &App, holder: &Holder, wait: Duration) -> Result<Lock, Box<Failure>> {
-    let deadline = Instant::now() + wait.min(LOCK_WAIT_MAX);
+    // Who asks whether somebody holds it has it for a moment.
+    let deadline = Instant::now() + wait.clamp(LOCK_GLANCE, LOCK_WAIT_MAX);
     let mut told = None;
     loop {
         let other = match app.try_lock(holder).or_fail()? {

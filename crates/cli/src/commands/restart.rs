@@ -11,8 +11,8 @@ use clap::Args;
 
 /// Restarts services of the live release
 ///
-/// In place: requests are refused while a service starts. A `deploy` of the same
-/// image switches without that.
+/// In place: connections that are open are cut, and new ones wait until the service
+/// listens again. A `deploy` of the same image switches without that.
 #[derive(Debug, Args)]
 pub struct RestartArgs {
     #[command(flatten)]

@@ -98,9 +98,14 @@ fn killed_keeper(world: &World) -> Result<()> {
             thread::park_timeout(moment.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
             let victims = keepers(&root)?;
             killed += victims.len();
-            for victim in &victims {
-                // One that has just ended by itself is no victim.
-                Command::new("kill").args(["-KILL", victim]).output()?;
+            if round % 3 == 2 {
+                // As an administrator would, or a machine that goes down.
+                world.on_node("stage-1", &["systemctl", "stop", "bulkhead-keeper@*.service"])?;
+            } else {
+                for victim in &victims {
+                    // One that has just ended by itself is no victim.
+                    Command::new("kill").args(["-KILL", victim]).output()?;
+                }
             }
             deploy.wait()?;
             let told = || {
