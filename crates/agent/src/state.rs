@@ -38,7 +38,7 @@ use bulkhead_core::{
     order::{Action, Order, Run},
     policy::Policy,
 };
-use bulkhead_wire::{Outcome, Release};
+use bulkhead_wire::{Outcome, Release, SignedText};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -486,6 +486,7 @@ impl App {
     /// What cannot be read.
     pub fn release(&self, number: u64, images: &BTreeSet<ImageId>) -> Result<Option<Release>, FileError> {
         let (Some(order), Some(record)) = (self.order(number)?, self.record(number)?) else { return Ok(None) };
+        let signed = self.signed(number)?;
         let verb = order.action.verb().to_owned();
         let looked = match &order.action {
             Action::Look(tool) => Some(format!("{} in {}", tool.shown(), tool.service)),
@@ -513,7 +514,16 @@ impl App {
             origin: origin.or(looked),
             message: order.message,
             services,
+            signed,
         }))
+    }
+
+    /// An accepted order as it came.
+    fn signed(&self, number: u64) -> Result<Option<SignedText>, FileError> {
+        let directory = self.release_directory(number);
+        let text = durable::read(&directory.join("order.json"))?.and_then(|bytes| String::from_utf8(bytes).ok());
+        let signatures = durable::read_json(&directory.join("signatures.json"))?;
+        Ok(text.zip(signatures).map(|(text, signatures)| SignedText { text, signatures }))
     }
 
     /// The images of the releases that went well, newest first, the live one before all.

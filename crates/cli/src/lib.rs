@@ -49,6 +49,7 @@ pub mod output;
 pub mod packfile;
 pub mod plan;
 pub mod promotion;
+pub mod proof;
 pub mod reference;
 pub mod session;
 pub mod table;

@@ -278,7 +278,14 @@ impl<'a> Display<'a> {
                 self.context.ui.step(&format!("{node}: the connection broke; asking over another how it ended"));
                 "connecting again".into()
             }
-            Progress::Repositioned(_) => "signing again: it stood elsewhere than remembered".into(),
+            Progress::Repositioned(position) => {
+                // What was shown as there before is not what this order follows.
+                self.context.ui.note(&format!(
+                    "{node} stands elsewhere than this machine remembered: its last order is number {}, and this one follows it",
+                    position.counter
+                ));
+                "signing again".into()
+            }
             Progress::Done(_) | Progress::Output { .. } | Progress::Ended(_) => "done".into(),
             Progress::Failed(_) => "failed".into(),
         };

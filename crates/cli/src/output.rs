@@ -140,7 +140,7 @@ impl Ui {
         if self.json {
             let line = serde_json::to_string(value)
                 .map_err(|error| Error::during(Kind::Internal, "the result cannot be written as JSON", &error))?;
-            self.out(&(line + "\n"))
+            self.out(&(escaped(&line) + "\n"))
         } else {
             self.out(&text(value, self.stdout))
         }
@@ -517,6 +517,21 @@ pub fn printable(text: &str) -> String {
     bulkhead_fleet::printable(text).replace('\t', "    ")
 }
 
+/// JSON of which nothing moves a terminal, should one be at the other end: JSON itself leaves C1 controls and
+/// characters that turn the direction of text as they are.
+fn escaped(json: &str) -> String {
+    let is_unsafe = |character: char| matches!(character, '\u{7f}'..='\u{9f}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut out = String::with_capacity(json.len());
+    for character in json.chars() {
+        if is_unsafe(character) {
+            out.push_str(&format!("\\u{:04x}", u32::from(character)));
+        } else {
+            out.push(character);
+        }
+    }
+    out
+}
+
 /// As [`printable`], keeping line breaks within the text.
 #[must_use]
 pub fn printable_lines(text: &str) -> String {
@@ -594,6 +609,14 @@ mod tests {
         for (ago, text) in [(0, "now"), (-5, "now"), (60, "60 s"), (600, "10 min"), (7200, "2 h"), (864_000, "10 d")] {
             assert_eq!(age(Timestamp(1000), Timestamp(1000 + ago)), text);
         }
+    }
+
+    #[test]
+    fn json_moves_no_terminal() {
+        let text = "a\u{9b}31m\u{202e}\u{7f}é☃\\";
+        let json = escaped(&serde_json::to_string(text).unwrap());
+        assert!(json.is_ascii() || !json.contains(['\u{9b}', '\u{202e}', '\u{7f}']), "{json}");
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
     }
 
     #[test]

@@ -34,6 +34,8 @@ use std::{cmp::Ordering, collections::HashSet};
 const MAGIC: &[u8] = b"bulkhead-image-1\n";
 /// The largest document: some 800,000 entries. A node holds it in memory once.
 pub const DOCUMENT_MAX_BYTES: usize = 64 << 20;
+/// The most files, links and directories of an image: a decoded entry takes some hundred bytes, of whoever sent it.
+pub const ENTRIES_MAX: usize = 1_000_000;
 /// Linux's `PATH_MAX`, less its NUL.
 pub const PATH_MAX_BYTES: usize = 4095;
 /// Linux's `NAME_MAX`.
@@ -322,6 +324,9 @@ impl Image {
             return Err(reader.malformed("a canonical configuration"));
         }
         let count = reader.u32()? as usize;
+        if count > ENTRIES_MAX {
+            return Err(reader.malformed("at most a million entries"));
+        }
         // The smallest entry takes six bytes, which bounds what a lying count can reserve.
         let mut entries = Vec::with_capacity(count.min(document.len() / 6));
         for _ in 0..count {

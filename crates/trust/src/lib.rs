@@ -15,7 +15,7 @@ pub mod order;
 pub mod policy;
 pub mod sshsig;
 
-pub use order::{Context, Standing, authorize_order};
+pub use order::{Accepted, Context, Standing, authorize_order, verify_accepted};
 pub use policy::{accept_policy, pin_first_policy};
 pub use sshsig::{PublicKey, SignatureError};
 

@@ -14,6 +14,10 @@ use bulkhead_core::{
 /// operators' machines differ by minutes, not by hours.
 pub const CLOCK_SKEW_S: i64 = 600;
 
+/// How long an order may last, whatever its signer wrote: one that was captured before it was used, or comes to a
+/// machine that was put back to a snapshot, is a danger for no longer.
+pub const LIFETIME_MAX_S: i64 = 2 * 3600;
+
 /// Who decides: the node and the policy that it pinned.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
@@ -52,21 +56,76 @@ pub fn authorize_order(
     context: &Context<'_>,
     standing: impl FnOnce(&AppName) -> Standing,
 ) -> Result<Verified<Order>, Refusal> {
+    let signers = signed_enough(bytes, signatures, context.policy, context.environment)?;
+    let order = Order::parse(bytes).map_err(|error| Refusal::new(Rule::Malformed, error.to_string()))?;
+    check_address(&order, context.fleet, context.environment, context.node)?;
+    check_time(&order, context)?;
+    check_standing(&order, context, standing(&order.app))?;
+    Ok(Verified::new(order, signers))
+}
+
+/// Checks an order that a node says it accepted, before anything of it is signed again: that by the policy of
+/// today its exact bytes are signed well enough, and that it is what the node says it is. Its time is over and says nothing.
+///
+/// # Errors
+/// The first rule that refuses.
+pub fn verify_accepted(
+    bytes: &[u8],
+    signatures: &[String],
+    policy: &Policy,
+    accepted: &Accepted<'_>,
+) -> Result<Verified<Order>, Refusal> {
+    let signers = signed_enough(bytes, signatures, policy, accepted.environment)?;
+    let order = Order::parse(bytes).map_err(|error| Refusal::new(Rule::Malformed, error.to_string()))?;
+    check_address(&order, accepted.fleet, accepted.environment, accepted.node)?;
+    if order.app != *accepted.app {
+        let message = format!("the order is for app `{}`, not `{}`", order.app, accepted.app);
+        return Err(Refusal::new(Rule::Malformed, message));
+    }
+    let counter = order.targets[accepted.node].counter;
+    if counter != accepted.counter {
+        let message = format!("the order is number {counter} there, not {}", accepted.counter);
+        return Err(Refusal::new(Rule::Counter, message));
+    }
+    Ok(Verified::new(order, signers))
+}
+
+/// What a node says of an order that it accepted.
+#[derive(Debug, Clone, Copy)]
+pub struct Accepted<'a> {
+    /// The fleet.
+    pub fleet: &'a FleetName,
+    /// The node's environment.
+    pub environment: &'a EnvironmentName,
+    /// The node.
+    pub node: &'a NodeName,
+    /// The app.
+    pub app: &'a AppName,
+    /// The order's counter there.
+    pub counter: u64,
+}
+
+/// Who signed it, where they are enough.
+fn signed_enough(
+    bytes: &[u8],
+    signatures: &[String],
+    policy: &Policy,
+    environment: &EnvironmentName,
+) -> Result<Vec<String>, Refusal> {
     if bytes.len() > ORDER_MAX_BYTES {
         return Err(Refusal::new(Rule::Malformed, "the order is longer than 256 KiB"));
     }
-    let holders = context.policy.holders(Role::Release).map(|(name, key)| (name.to_string(), key));
+    let holders = policy.holders(Role::Release).map(|(name, key)| (name.to_string(), key));
     let (found, notes) = signers(bytes, signatures, NAMESPACE, holders);
-    let Some(demand) = context.policy.environments.get(context.environment) else {
-        let message =
-            format!("the policy (version {}) has no environment `{}`", context.policy.version, context.environment);
+    let Some(demand) = policy.environments.get(environment) else {
+        let message = format!("the policy (version {}) has no environment `{environment}`", policy.version);
         return Err(Refusal::new(Rule::Environment, message).hint("add it to the policy and have the roots sign it"));
     };
     if found.len() < demand.release as usize {
-        let names: Vec<&str> = context.policy.holders(Role::Release).map(|(name, _)| name.as_str()).collect();
+        let names: Vec<&str> = policy.holders(Role::Release).map(|(name, _)| name.as_str()).collect();
         let message = format!(
             "an order for `{}` needs {} distinct release key{}; presented: {}",
-            context.environment,
+            environment,
             demand.release,
             if demand.release == 1 { "" } else { "s" },
             presented(&found, &notes)
@@ -75,26 +134,26 @@ pub fn authorize_order(
             Refusal::new(Rule::Threshold, message).hint(format!("release keys are held by {}", names.join(", ")))
         );
     }
-    let order = Order::parse(bytes).map_err(|error| Refusal::new(Rule::Malformed, error.to_string()))?;
-    check_address(&order, context)?;
-    check_time(&order, context)?;
-    check_standing(&order, context, standing(&order.app))?;
-    Ok(Verified::new(order, found.into_values().collect()))
+    Ok(found.into_values().collect())
 }
 
-fn check_address(order: &Order, context: &Context<'_>) -> Result<(), Refusal> {
-    if order.fleet != *context.fleet {
-        let message = format!("the order is for fleet `{}`; this node is of `{}`", order.fleet, context.fleet);
+fn check_address(
+    order: &Order,
+    fleet: &FleetName,
+    environment: &EnvironmentName,
+    node: &NodeName,
+) -> Result<(), Refusal> {
+    if order.fleet != *fleet {
+        let message = format!("the order is for fleet `{}`; this node is of `{fleet}`", order.fleet);
         return Err(Refusal::new(Rule::Fleet, message));
     }
-    if order.environment != *context.environment {
-        let message =
-            format!("the order is for environment `{}`; this node is of `{}`", order.environment, context.environment);
+    if order.environment != *environment {
+        let message = format!("the order is for environment `{}`; this node is of `{environment}`", order.environment);
         return Err(Refusal::new(Rule::Environment, message));
     }
-    if !order.targets.contains_key(context.node) {
+    if !order.targets.contains_key(node) {
         let named: Vec<&str> = order.targets.keys().take(5).map(NodeName::as_str).collect();
-        let message = format!("the order is for {}; this node is `{}`", named.join(", "), context.node);
+        let message = format!("the order is for {}; this node is `{node}`", named.join(", "));
         return Err(Refusal::new(Rule::Node, message));
     }
     Ok(())
@@ -108,6 +167,10 @@ fn check_time(order: &Order, context: &Context<'_>) -> Result<(), Refusal> {
     if order.not_after <= context.now {
         let message = format!("the order expired at {}; the node's clock says {}", order.not_after, context.now);
         return Err(Refusal::new(Rule::Expired, message).hint("sign it again, or compare the clocks"));
+    }
+    if order.not_after.0.saturating_sub(order.issued.0) > LIFETIME_MAX_S {
+        let message = format!("the order was issued at {} to last until {}", order.issued, order.not_after);
+        return Err(Refusal::new(Rule::Expired, message).hint("an order lasts two hours at most; sign it again"));
     }
     if order.issued > context.now.plus_s(CLOCK_SKEW_S) {
         let message = format!("the order was issued at {}; the node's clock says {}", order.issued, context.now);
@@ -158,6 +221,45 @@ mod tests {
             action: Action::Stop { services: vec![] },
             message: None,
         }
+    }
+
+    #[test]
+    fn an_order_lasts_two_hours_at_most() {
+        let check = |seconds: i64, allowed: bool| {
+            let order = Order { not_after: NOW.plus_s(seconds), ..order() };
+            let result = Case { order, ..Case::new() }.run();
+            assert_eq!(result.is_ok(), allowed, "{result:?}");
+        };
+        check(LIFETIME_MAX_S, true);
+        check(LIFETIME_MAX_S + 1, false);
+        check(i64::MAX - NOW.0, false);
+    }
+
+    #[test]
+    fn what_a_node_says_it_accepted() {
+        let (ada, stranger) = (TestKey::new(1), TestKey::new(9));
+        let policy = policy(1, &[&ada], 1, &[("ada", &ada)], 1);
+        let (fleet, environment) = ("acme".parse().unwrap(), "staging".parse().unwrap());
+        let (node, app) = ("n1".parse().unwrap(), "notes".parse().unwrap());
+        let accepted = Accepted { fleet: &fleet, environment: &environment, node: &node, app: &app, counter: 5 };
+        let bytes = order().to_bytes();
+        let good = [ada.sign(NAMESPACE, &bytes)];
+        let check = |bytes: &[u8], signatures: &[String], accepted: &Accepted<'_>| {
+            verify_accepted(bytes, signatures, &policy, accepted).map_err(|refusal| refusal.rule)
+        };
+        // Long after it has expired.
+        assert_eq!(check(&bytes, &good, &accepted).unwrap().value(), &order());
+        assert_eq!(check(&bytes, &[], &accepted), Err(Rule::Threshold));
+        assert_eq!(check(&bytes, &[stranger.sign(NAMESPACE, &bytes)], &accepted), Err(Rule::Threshold));
+        assert_eq!(check(&bytes, &[ada.sign("file", &bytes)], &accepted), Err(Rule::Threshold));
+        let other = Order { message: Some("altered".into()), ..order() }.to_bytes();
+        assert_eq!(check(&other, &good, &accepted), Err(Rule::Threshold));
+        assert_eq!(check(&bytes, &good, &Accepted { counter: 4, ..accepted }), Err(Rule::Counter));
+        let (another_node, another_app) = ("n2".parse().unwrap(), "other".parse().unwrap());
+        assert_eq!(check(&bytes, &good, &Accepted { node: &another_node, ..accepted }), Err(Rule::Node));
+        assert_eq!(check(&bytes, &good, &Accepted { app: &another_app, ..accepted }), Err(Rule::Malformed));
+        let another_fleet = "evil".parse().unwrap();
+        assert_eq!(check(&bytes, &good, &Accepted { fleet: &another_fleet, ..accepted }), Err(Rule::Fleet));
     }
 
     /// An order through a node `n1` of 1-of-2 (or so) release keys, with what the case changes.

@@ -414,9 +414,21 @@ pub struct Release {
     pub origin: Option<String>,
     /// From the order.
     pub message: Option<String>,
-    /// The services and the order's whole sandbox for each, for `promote` and `rollback`.
+    /// The services and the order's whole sandbox for each.
     #[serde(default)]
     pub services: Vec<bulkhead_core::order::ServiceSpec>,
+    /// The order as it was signed: all else here is what the node makes of it, and no ground for signing anything.
+    #[serde(default)]
+    pub signed: Option<SignedText>,
+}
+
+/// A document as it was signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedText {
+    /// Its exact text.
+    pub text: String,
+    /// Armoured SSHSIG signatures over the text's bytes.
+    pub signatures: Vec<String>,
 }
 
 /// How a release ended.

@@ -9,6 +9,7 @@ use crate::{
     orders::{Draft, carry_out, check_message},
     plan::Wanted,
     promotion::{Promotion, promotion},
+    proof::Proof,
     session::{Session, app_of, those_that_answered},
     workspace::{App, FleetFiles},
 };
@@ -69,7 +70,8 @@ pub async fn run(context: &Context, args: &PromoteArgs) -> Result<()> {
     let ((mut from, statuses), present, signers) =
         tokio::join!(asking, asked_over(&session, early, name), session.signers(&args.to));
     let (statuses, asked, signers) = (those_that_answered(context, statuses)?, present?, signers?);
-    let (release, image, names) = agreed(name, &args.from, &statuses)?;
+    let proof = Proof::of(&session, &args.from)?;
+    let (release, image, names) = agreed(name, &args.from, &statuses, &|node, release| proof.release(node, release))?;
 
     let (document, decoded) = document_of_held(&session, image, &mut from, &names).await?;
     let mut holders = sources;
@@ -120,19 +122,29 @@ fn from_nodes(files: &FleetFiles, args: &PromoteArgs) -> Result<Vec<(NodeName, F
     Ok(nodes)
 }
 
-/// The live release that all nodes of FROM agree on, its image, and the nodes that run it.
-fn agreed<'a>(
+/// The live release that all nodes of FROM agree on, as its order has it, its image, and the nodes that run it.
+fn agreed(
     app: &AppName,
     from: &EnvironmentName,
-    statuses: &'a [(NodeName, NodeStatus)],
-) -> Result<(&'a Release, ImageId, Vec<NodeName>)> {
+    statuses: &[(NodeName, NodeStatus)],
+    proven: &dyn Fn(&NodeName, &Release) -> Result<Release>,
+) -> Result<(Release, ImageId, Vec<NodeName>)> {
     let mut by_image: BTreeMap<ImageId, Vec<&NodeName>> = BTreeMap::new();
-    let mut first = None;
+    let mut first: Option<(Release, ImageId)> = None;
     for (node, status) in statuses {
-        let live = app_of(status, app).and_then(|known| known.live.as_ref());
-        let Some((release, image)) = live.and_then(|release| Some((release, release.image?))) else { continue };
+        let live = app_of(status, app).and_then(|known| known.live.as_ref()).filter(|live| live.image.is_some());
+        let Some(release) = live.map(|release| proven(node, release)).transpose()? else { continue };
+        let Some(image) = release.image else { continue };
         by_image.entry(image).or_default().push(node);
-        first.get_or_insert((release, image));
+        match &first {
+            None => first = Some((release, image)),
+            Some((one, its)) if *its == image && one.services != release.services => {
+                let other = by_image[&image][0];
+                let message = format!("{other} and {node} of `{from}` run {app} with different settings");
+                return Err(Error::new(Kind::Partial, message).hint("choose one with `--node NODE`"));
+            }
+            Some(_) => {}
+        }
     }
     match (first, by_image.len()) {
         (None, _) => Err(Error::configuration(format!("nothing of {app} runs in `{from}`"))

@@ -223,6 +223,7 @@ mod tests {
             origin: (order == 3).then(|| "rollback to 1".into()),
             message: (order == 1).then(|| "first".into()),
             services: vec![],
+            signed: None,
         }
     }
 

@@ -8,6 +8,7 @@ use crate::{
     left::{answered, command_line},
     orders::{Draft, carry_out, check_message},
     plan::Wanted,
+    proof::Proof,
     session::Session,
 };
 use bulkhead_core::{
@@ -85,7 +86,9 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
     let known: Vec<Present> =
         histories.iter().map(|(node, releases)| present_by_history(node.clone(), releases)).collect();
 
-    let chosen = choose(&args.app, args.release, args.node.as_ref(), &histories)?;
+    let proof = Proof::of(&session, environment)?;
+    let proven = |node: &NodeName, release: &Release| proof.release(node, release);
+    let chosen = choose(&args.app, args.release, args.node.as_ref(), &histories, &proven)?;
     let holds = |node: &NodeName| known.iter().any(|it| it.node == *node && it.images.contains(&chosen.image));
     let holders: Vec<_> = nodes.iter().filter(|(name, _)| holds(name)).cloned().collect();
     let names: Vec<NodeName> = holders.iter().map(|(name, _)| name.clone()).collect();
@@ -190,6 +193,7 @@ fn choose(
     number: Option<u64>,
     of: Option<&NodeName>,
     histories: &[(NodeName, Vec<Release>)],
+    proven: &dyn Fn(&NodeName, &Release) -> Result<Release>,
 ) -> Result<Chosen> {
     let mut chosen: Option<Chosen> = None;
     let known = || histories.iter().filter(|(_, releases)| !releases.is_empty());
@@ -198,6 +202,7 @@ fn choose(
             Some(number) => Arc::new(named(app, node, number, releases)?),
             None => Arc::new(previous(releases).ok_or_else(|| no_release(app))?),
         };
+        let release = Arc::new(proven(node, &release)?);
         let Some(image) = release.image else { return Err(no_release(app)) };
         match &mut chosen {
             None => {
@@ -287,7 +292,12 @@ mod tests {
             origin: None,
             message: None,
             services: vec![],
+            signed: None,
         }
+    }
+
+    fn as_it_is(_: &NodeName, release: &Release) -> Result<Release> {
+        Ok(release.clone())
     }
 
     fn failed() -> Outcome {
@@ -310,7 +320,7 @@ mod tests {
                 .enumerate()
                 .map(|(index, releases)| (format!("n{index}").parse().unwrap(), releases.to_vec()))
                 .collect();
-            match (choose(&app, number, None, &histories), expected) {
+            match (choose(&app, number, None, &histories, &as_it_is), expected) {
                 (Ok(chosen), Ok(number)) => assert_eq!(chosen.number, number),
                 (Err(error), Err(text)) => assert!(error.message.contains(text), "{error}"),
                 (other, expected) => panic!("{other:?} where {expected:?} was expected"),
@@ -341,11 +351,11 @@ mod tests {
         ];
         let b = [release(1, 1, Outcome::Done, false), release(2, 2, Outcome::Done, true)];
         let histories = [(node("a"), a.to_vec()), (node("b"), b.to_vec()), (node("c"), vec![])];
-        let error = choose(&app, None, None, &histories).unwrap_err();
+        let error = choose(&app, None, None, &histories, &as_it_is).unwrap_err();
         assert!(error.message.contains("nodes differ"), "{error}");
         assert!(error.hints[0].contains("--node a"), "{error:?}");
         let check = |number: Option<u64>, of: &str, expected: (u64, u8)| {
-            let chosen = choose(&app, number, Some(&node(of)), &histories).unwrap();
+            let chosen = choose(&app, number, Some(&node(of)), &histories, &as_it_is).unwrap();
             assert_eq!((chosen.number, chosen.image), (expected.0, ImageId([expected.1; 32])));
             assert_eq!(chosen.nodes, [node("a"), node("b")]);
             assert_eq!(chosen.of, node(of));
@@ -354,9 +364,12 @@ mod tests {
         check(None, "a", (2, 2));
         check(None, "b", (1, 1));
         assert!(
-            choose(&app, Some(3), Some(&node("b")), &histories).unwrap_err().message.contains("b has no release 3")
+            choose(&app, Some(3), Some(&node("b")), &histories, &as_it_is)
+                .unwrap_err()
+                .message
+                .contains("b has no release 3")
         );
-        assert!(choose(&app, None, Some(&node("c")), &histories).is_err());
+        assert!(choose(&app, None, Some(&node("c")), &histories, &as_it_is).is_err());
     }
 
     #[test]

@@ -3,8 +3,11 @@
 use anyhow::{Result, ensure};
 use bulkhead_testkit::world::World;
 
-pub(crate) const TESTS: &[(&str, crate::Test)] =
-    &[("promote_takes_the_program_from_the_release", promote), ("a_removed_app_is_not_remembered_as_running", removed)];
+pub(crate) const TESTS: &[(&str, crate::Test)] = &[
+    ("what_a_node_forges_is_not_signed_again", forged_history),
+    ("promote_takes_the_program_from_the_release", promote),
+    ("a_removed_app_is_not_remembered_as_running", removed),
+];
 
 const SERVE: &[&str] = &["serve", "3000"];
 const WEB: &str = "port = 3000\ndrain = \"1s\"\nstop = \"1s\"";
@@ -46,5 +49,24 @@ fn removed(world: &World) -> Result<()> {
     world.run_with_cache(&app.folder, &deploy, elsewhere.path())?.expect(0)?;
     app.run(&["rm", "-e", "staging", "forgotten", "--yes"])?.expect(0)?;
     world.run_with_cache(&app.folder, &deploy, elsewhere.path())?.expect(0)?;
+    app.serves("stage-1", "1")
+}
+
+/// Whoever has taken a node over may say what they like about what runs there: nobody signs it for them.
+fn forged_history(world: &World) -> Result<()> {
+    let app = world.app("forged", &["serve", "3000"], "port = 3000\nstop = \"1s\"\ndrain = \"100ms\"")?;
+    app.deploy("staging", 0)?;
+    let path = app.node_root("stage-1")?.join("var/lib/bulkhead/apps/forged/releases/1/order.json");
+    let text = std::fs::read_to_string(&path)?;
+    std::fs::write(&path, text.replace("\"serve\"", "\"serve-evil\""))?;
+    app.run(&["promote", "staging", "production", "--yes"])?.expect(5)?.says("not signed again")?;
+    std::fs::write(&path, &text)?;
+    app.write("version.txt", "2")?;
+    app.deploy("staging", 0)?;
+    std::fs::write(&path, text.replace("\"serve\"", "\"serve-evil\""))?;
+    app.run(&["rollback", "-e", "staging", "forged", "1", "--yes"])?.expect(5)?.says("not signed again")?;
+    app.serves("stage-1", "2")?;
+    std::fs::write(&path, &text)?;
+    app.run(&["rollback", "-e", "staging", "forged", "1", "--yes"])?.expect(0)?;
     app.serves("stage-1", "1")
 }

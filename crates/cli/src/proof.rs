@@ -1,0 +1,63 @@
+//! What is about to be signed again is taken from the orders that made it, and
+//! from nothing else that a node says: a node that somebody has taken over would
+//! otherwise choose what the whole fleet runs next.
+
+use crate::{
+    error::{Error, Kind, Result},
+    session::Session,
+};
+use bulkhead_core::{EnvironmentName, FleetName, NodeName, OrderId, order::Action, policy::Policy};
+use bulkhead_trust::{Accepted, verify_accepted};
+use bulkhead_wire::Release;
+
+/// Who may have signed what runs in an environment.
+#[derive(Debug)]
+pub struct Proof {
+    policy: Policy,
+    fleet: FleetName,
+    environment: EnvironmentName,
+}
+
+impl Proof {
+    /// By this machine's own copy of the policy.
+    ///
+    /// # Errors
+    /// It cannot be read, or is not signed.
+    pub fn of(session: &Session, environment: &EnvironmentName) -> Result<Self> {
+        let policy = session.files.policy()?.policy;
+        Ok(Self { policy, fleet: session.files.fleet.fleet.clone(), environment: environment.clone() })
+    }
+
+    /// A release as the order that made it says, once the order's signatures are found good.
+    ///
+    /// # Errors
+    /// The node sent no order, or it is not signed well enough, or not the one that it is said to be.
+    pub fn release(&self, node: &NodeName, release: &Release) -> Result<Release> {
+        let Release { app, number, .. } = release;
+        let refused = |why: String| {
+            let message = format!("release {number} of {app} on {node} is not signed again: {why}");
+            Error::new(Kind::Refused, message).hint(
+                "a node's word is not enough for that: deploy from the sources; and if it is not a key that the \
+                 policy names no more, look into that node",
+            )
+        };
+        let signed = release.signed.as_ref().ok_or_else(|| refused("the node does not show its order".into()))?;
+        let bytes = signed.text.as_bytes();
+        let accepted = Accepted { fleet: &self.fleet, environment: &self.environment, node, app, counter: *number };
+        let order = verify_accepted(bytes, &signed.signatures, &self.policy, &accepted)
+            .map_err(|refusal| refused(refusal.message))?
+            .into_value();
+        let Action::Run(run) = order.action else {
+            return Err(refused("its order runs nothing".into()));
+        };
+        Ok(Release {
+            order: OrderId::of(bytes),
+            image: Some(run.image),
+            services: run.services,
+            source: run.source,
+            origin: run.origin,
+            message: order.message,
+            ..release.clone()
+        })
+    }
+}
