@@ -223,7 +223,10 @@ pub fn apps(paths: &Paths) -> Result<Vec<App>, FileError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
         Err(source) => return Err(FileError::Io { operation: "list", path: directory, source }),
     };
-    let mut names: Vec<AppName> = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    // A lock alone is of an order that was refused: its app may not even exist.
+    let is_app = |entry: &fs::DirEntry| entry.path().join("head.json").exists();
+    let entries = entries.filter_map(Result::ok).filter(is_app);
+    let mut names: Vec<AppName> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     names.sort();
     Ok(names.into_iter().map(|name| App::new(paths, name)).collect())
 }

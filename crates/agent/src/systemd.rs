@@ -266,6 +266,19 @@ pub fn end_deaf_processes(unit: &str) {
     }
 }
 
+/// Sends SIGTERM to the processes of a service.
+pub fn terminate_processes(unit: &str) {
+    for pid in processes(unit) {
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let Some(handle) = number.and_then(|number| pidfd_open(number, PidfdFlags::empty()).ok()) else { continue };
+        // As below: the handle first, then whether it is the unit's.
+        if fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|group| is_of(&group, unit)) {
+            // One that has ended meanwhile is what was wanted.
+            pidfd_send_signal(&handle, Signal::TERM).ok();
+        }
+    }
+}
+
 /// Kills through a handle that is taken before the process is looked at: if its
 /// number has become another's since it was listed, that one is not the unit's.
 fn end_if_deaf(pid: u32, unit: &str) -> io::Result<bool> {

@@ -17,7 +17,7 @@ use crate::{
     output::printable,
     workspace::{FleetFiles, PolicyFiles},
 };
-use bulkhead_core::{AppName, EnvironmentName, NodeName, Timestamp, fleet::FleetNode, policy::Role};
+use bulkhead_core::{AppName, EnvironmentName, FleetName, NodeName, Timestamp, fleet::FleetNode, policy::Role};
 use bulkhead_fleet::{
     Identities, NodeClient, NodeError, Target, Timeouts,
     config::SshConfig,
@@ -116,6 +116,27 @@ pub fn now() -> Timestamp {
     Timestamp(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
+/// Forgets what is remembered of a node of this name with another host key: it was made anew, or is of another
+/// fleet that is called the same.
+fn forget_other(fleet: &FleetName, name: &NodeName, node: &FleetNode) -> Result<()> {
+    let Some(key) = &node.host_key else { return Ok(()) };
+    let cache = cache_directory()?;
+    let known = cache.join("keys").join(fleet.as_str()).join(name.as_str());
+    if std::fs::read_to_string(&known).is_ok_and(|known| known == *key) {
+        return Ok(());
+    }
+    for part in ["nodes/nodes", "live", "seen"] {
+        let path = cache.join(part).join(fleet.as_str()).join(name.as_str());
+        // A memory is never worth failing for: a node that differs says so.
+        std::fs::remove_dir_all(&path).ok();
+        std::fs::remove_file(path.with_extension("json")).ok();
+    }
+    if let Some(parent) = known.parent() {
+        std::fs::create_dir_all(parent).and_then(|()| std::fs::write(&known, key)).ok();
+    }
+    Ok(())
+}
+
 impl Session {
     /// Reads the fleet's files and what is needed to reach its nodes. Connects to nothing.
     ///
@@ -134,6 +155,9 @@ impl Session {
         let ssh = SshConfig::load(&home()?).map_err(|error| Error::of(Kind::Configuration, &error))?;
         let wanted: Vec<&str> = policy.policy.keys.values().map(|key| key.key.as_str()).collect();
         let identities = identities(context)?.preferring(wanted);
+        for (name, node) in &files.fleet.nodes {
+            forget_other(&files.fleet.fleet, name, node)?;
+        }
         let memory = Memory::at(cache_directory()?.join("nodes"));
         Ok(Self { files, policy, identities, timeouts: Timeouts::default(), memory, ssh })
     }

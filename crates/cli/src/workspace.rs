@@ -157,6 +157,12 @@ impl App {
     /// It names a node that is not there.
     pub fn nodes_in(&self, files: &FleetFiles, environment: &EnvironmentName) -> Result<Vec<(NodeName, FleetNode)>> {
         let all = files.nodes_in(environment)?;
+        let known = files.policy()?.policy.environments;
+        if let Some(name) = self.manifest.environments.keys().find(|name| !known.contains_key(*name)) {
+            let message = format!("{}: the policy has no environment `{name}`", self.path.display());
+            let known: Vec<&str> = known.keys().map(EnvironmentName::as_str).collect();
+            return Err(suggest(Error::configuration(message), name.as_str(), &known));
+        }
         let Some(wanted) = self.manifest.environments.get(environment).and_then(|section| section.nodes.as_ref())
         else {
             return Ok(all);

@@ -204,7 +204,7 @@ fn about_live(paths: &Paths, app: &App, number: u64, action: &Action, peer: &mut
                 // Stopped first, so that what is seen well afterwards is the new process. The socket
                 // goes on listening, and connections wait in it for the proxy, which waits for the service.
                 let names = chosen.iter().map(|service| release.names(service));
-                release::stop_units(&names.flat_map(|names| [names.proxy, names.service]).collect::<Vec<_>>())?;
+                release::stop_units(paths, &names.flat_map(|names| [names.proxy, names.service]).collect::<Vec<_>>())?;
             }
             if let Some(failure) = settle::fit(paths, app, false)?.not_started {
                 return Err(failure);

@@ -97,7 +97,7 @@ pub fn sweep(paths: &Paths) -> Result<(), Box<Failure>> {
     let Some(_alone) = lock(paths, FlockOperation::NonBlockingLockExclusive).or_fail()? else { return Ok(()) };
     let used = used(paths).or_fail()?;
     let units: Vec<String> = mounted.difference(&used).map(|image| units::image_unit(*image)).collect();
-    release::stop_units(&units)
+    release::stop_units(paths, &units)
 }
 
 /// What is mounted, and so may be being read.

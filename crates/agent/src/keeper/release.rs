@@ -39,6 +39,10 @@ const DRAIN_PAUSE: Duration = Duration::from_millis(20);
 const DRAIN_LOOKS: u32 = 12;
 /// What the names of proxies end with, see [`units::Names`].
 const PROXY_SUFFIX: &str = "-proxy.service";
+/// Between two looks at a service that ends.
+const END_PAUSE: Duration = Duration::from_millis(10);
+/// What the processes of a stopped unit may take until nothing is to be seen of them.
+const VANISH_MAX: Duration = Duration::from_secs(10);
 /// A user id's accounts are named after it.
 const ACCOUNT_PREFIX: &str = "bulkhead-";
 
@@ -262,7 +266,7 @@ impl<'a> Release<'a> {
             return Ok(());
         }
         // A stop that was under way makes systemd refuse: a socket is not started while its proxy is still there.
-        stop_units(&self.unit_names(&[service]))?;
+        stop_units(self.paths, &self.unit_names(&[service]))?;
         let Err(error) = start() else { return Ok(()) };
         let shown = systemd::show(&[&unit], "ActiveState").or_fail()?;
         let state = shown.get(&unit).and_then(|properties| properties.get("ActiveState")).map_or("", String::as_str);
@@ -350,7 +354,7 @@ pub fn discard(paths: &Paths, app: &AppName, units: &[Found]) -> Result<(), Box<
     if units.is_empty() {
         return Ok(());
     }
-    stop_units(&units.iter().map(|found| found.unit.clone()).collect::<Vec<_>>())?;
+    stop_units(paths, &units.iter().map(|found| found.unit.clone()).collect::<Vec<_>>())?;
     for found in units {
         let directory = paths.socket_directory(app, found.number, &found.service);
         durable::remove_tree(&directory).or_fail()?;
@@ -395,24 +399,64 @@ pub fn write_unit(path: &Path, text: &str) -> Result<(), FileError> {
 }
 
 /// Stops units; those that are not there are stopped. Sockets first: a connection that waits in one would
-/// start its proxy again as soon as that has stopped.
+/// start its proxy again as soon as that has stopped. Services are told to end before systemd is told to stop
+/// them: where it took a process for one that is not its child, as 257 does now and then with a process-id
+/// namespace, it follows SIGTERM with SIGKILL at once, whatever time the service may take.
 ///
 /// # Errors
 /// A process of a service goes on running, or systemd failed.
-pub fn stop_units(names: &[String]) -> Result<(), Box<Failure>> {
+pub fn stop_units(paths: &Paths, names: &[String]) -> Result<(), Box<Failure>> {
     let (sockets, others): (Vec<&String>, Vec<&String>) = names.iter().partition(|name| name.ends_with(".socket"));
     stop_at_once(&sockets)?;
-    stop_at_once(&others)?;
     // A proxy is none of the app's own processes, and one whose socket goes on listening may be there again.
-    let is_left = |name: &&String| !name.ends_with(PROXY_SUFFIX) && !systemd::processes(name).is_empty();
-    names.iter().find(is_left).map_or(Ok(()), |name| Err(goes_on(name)))
+    let (proxies, services): (Vec<&String>, Vec<&String>) =
+        others.into_iter().partition(|name| name.ends_with(PROXY_SUFFIX));
+    stop_at_once(&proxies)?;
+    // Each for itself: systemd would start one again that has ended while another takes its time.
+    let stopped: Vec<Result<(), Box<Failure>>> = thread::scope(|scope| {
+        let threads: Vec<_> = services
+            .iter()
+            .map(|name| {
+                scope.spawn(|| {
+                    end_gently(paths, name);
+                    stop_at_once(&[*name])?;
+                    let until = Instant::now() + VANISH_MAX;
+                    // A process that was killed is not gone at once.
+                    while !systemd::processes(name).is_empty() {
+                        if Instant::now() >= until {
+                            return Err(goes_on(name));
+                        }
+                        thread::sleep(END_PAUSE);
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    });
+    stopped.into_iter().collect()
 }
 
-fn goes_on(unit: &str) -> Box<Failure> {
-    let message = format!("{unit} was stopped, and processes of it go on running");
-    let mut failure = failure(FailureKind::Node, "stop", message);
-    failure.hint = Some("the kernel may be waiting for a disk on their behalf; the node's journal may tell".into());
-    failure
+/// Asks a service's processes to end, and waits as long as its unit says that it may take.
+fn end_gently(paths: &Paths, unit: &str) {
+    systemd::end_deaf_processes(unit);
+    let Some(patience) = stop_time(paths, unit) else { return };
+    systemd::terminate_processes(unit);
+    let until = Instant::now() + patience;
+    while !systemd::processes(unit).is_empty() && Instant::now() < until {
+        thread::sleep(END_PAUSE);
+    }
+}
+
+/// How long a service may take to stop, by its unit; `None` of what is no service of an app.
+fn stop_time(paths: &Paths, unit: &str) -> Option<Duration> {
+    Names::parse(unit)?;
+    let text = fs::read_to_string(paths.units.join(unit)).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix("TimeoutStopSec="))?;
+    Some(Duration::from_millis(value.strip_suffix("ms")?.parse().ok()?))
 }
 
 fn stop_at_once(names: &[&String]) -> Result<(), Box<Failure>> {
@@ -421,13 +465,8 @@ fn stop_at_once(names: &[&String]) -> Result<(), Box<Failure>> {
     }
     let mut arguments = vec!["stop"];
     arguments.extend(names.iter().map(|name| name.as_str()));
-    let stopped = systemd::begin(&arguments).and_then(|job| {
-        // If systemd has not come to it yet it takes this for a crash, and stops the service all the same.
-        names.iter().for_each(|name| systemd::end_deaf_processes(name));
-        job.wait()
-    });
-    match stopped {
-        Ok(()) => Ok(()),
+    match systemd::systemctl(&arguments) {
+        Ok(_) => Ok(()),
         // Of a unit that failed and is gone already systemd says so; the others were stopped.
         Err(systemd::SystemdError::Failed { message, .. })
             if message.lines().all(|line| line.contains("not loaded")) =>
@@ -436,6 +475,13 @@ fn stop_at_once(names: &[&String]) -> Result<(), Box<Failure>> {
         }
         Err(error) => Err(error).or_fail(),
     }
+}
+
+fn goes_on(unit: &str) -> Box<Failure> {
+    let message = format!("{unit} was stopped, and processes of it go on running");
+    let mut failure = failure(FailureKind::Node, "stop", message);
+    failure.hint = Some("the kernel may be waiting for a disk on their behalf; the node's journal may tell".into());
+    failure
 }
 
 /// The user ids of ours that this system has accounts for.
