@@ -110,8 +110,9 @@ pub struct OrderArgs {
     #[arg(short, long, value_name = "TEXT")]
     pub message: Option<String>,
 
-    /// How long to wait for another order of the app that is being carried out, such as `30s`.
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
+    /// How long to wait for another order of the app that is being carried out, one's own of a command that was
+    /// interrupted included.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     pub wait: std::time::Duration,
 
     /// Prints how long each step took.

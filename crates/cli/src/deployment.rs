@@ -373,6 +373,11 @@ fn build_error(app: &App, error: &BuildError) -> Error {
 pub fn note_build(context: &Context, built: &Built) {
     let took = std::time::Duration::from_secs_f64(built.report.timings.total_ms.max(0.0) / 1000.0);
     context.ui.step(&format!("built {} in {}", built.id.short(), seconds(took)));
+    if let Some(first) = built.report.warnings.first() {
+        let count = built.report.warnings.len();
+        let more = if count == 1 { String::new() } else { format!(" (and {} more: `bulkhead build`)", count - 1) };
+        context.ui.note(&format!("warning: {} {}{more}", first.path, first.sentence));
+    }
 }
 
 /// The release of a history that is live.

@@ -83,10 +83,13 @@ pub(super) async fn up(context: &Context, args: &LocalUpArgs) -> Result<()> {
     for wanted in &args.nodes {
         refuse_others_name(&files, &wanted.node)?;
         if !session.policy.policy.environments.contains_key(&wanted.environment) {
-            context.ui.warn(&Error::configuration(format!(
-                "the policy has no environment `{}`: its nodes will accept no order",
+            let environments = session.policy.policy.environments.keys();
+            let known: Vec<&str> = environments.map(bulkhead_core::EnvironmentName::as_str).collect();
+            return Err(Error::configuration(format!(
+                "the policy has no environment `{}`: a node of it would accept no order",
                 wanted.environment
-            )));
+            ))
+            .hint(format!("it has {}", known.join(", "))));
         }
     }
     let policy = SignedPolicy {
