@@ -102,7 +102,10 @@ fn serve() {
         Ask::Submit(submit) => take(&directory, submit),
         Ask::Ping => say(&Event::Done(Done::default())),
         // A status of another shape than was asked for, and then nothing.
-        _ => say(&Event::Missing { count: 1, bits: "01".into() }),
+        _ => {
+            say(&Event::Missing { count: 1, bits: "01".into() });
+            note(&directory, "hung up");
+        }
     }
 }
 

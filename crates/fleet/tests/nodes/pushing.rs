@@ -19,7 +19,7 @@ use std::{
     io::{self, Read},
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Files in memory.
@@ -123,8 +123,18 @@ impl Bed {
         let mut early = Early::new();
         for target in request.nodes.iter().filter(|_| ready) {
             let client = NodeClient::connect(target, &identities, timeouts()).await.unwrap();
+            let index = usize::from(target.node.as_str() == "node-1");
+            let refusals = || self.journals()[index].iter().filter(|line| *line == "hung up").count();
+            let before = refusals();
             client.make_ready();
-            // Until each has said something, if it is one that does.
+            if self.nodes[index].1.join("impatient").exists() {
+                let until = Instant::now() + Duration::from_secs(20);
+                while refusals() == before {
+                    assert!(Instant::now() < until, "it does not hang up");
+                    tokio::task::yield_now().await;
+                }
+            }
+            // What it said comes before what it says now.
             client.ping().await.unwrap();
             // Only one of them can be asked on the way.
             if target.node.as_str() == "node-0" {

@@ -11,7 +11,7 @@ use std::{
 
 pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("a_folder_becomes_a_running_service", running_service),
-    ("nothing_changed_is_quick_and_changes_nothing", unchanged),
+    ("the_same_again_is_a_release_of_its_own", unchanged),
     ("promote_and_roll_back", promote_and_roll_back),
     ("promote_and_roll_back_from_another_machine", from_another_machine),
     ("a_deploy_under_load_loses_no_request", under_load),
@@ -45,13 +45,15 @@ fn running_service(world: &World) -> Result<()> {
 fn unchanged(world: &World) -> Result<()> {
     let app = world.app("unchanged", SERVE, WEB)?;
     app.deploy("staging", 0)?;
-    let process =
-        || world.on_node("stage-1", &["systemctl", "show", "-P", "MainPID", "bulkhead-unchanged.web.r1.service"]);
-    let before = process()?;
+    let process = |release: u32| {
+        let unit = format!("bulkhead-unchanged.web.r{release}.service");
+        world.on_node("stage-1", &["systemctl", "show", "-P", "MainPID", &unit])
+    };
+    ensure!(process(1)?.trim() != "0");
     app.deploy("staging", 0)?;
     app.serves("stage-1", "1")?;
-    let after = process()?;
-    ensure!(before.trim() != "0" && before == after, "`{before}` `{after}`");
+    let (first, second) = (process(1)?, process(2)?);
+    ensure!(first.trim() == "0" && second.trim() != "0", "`{first}` `{second}`");
     Ok(())
 }
 
