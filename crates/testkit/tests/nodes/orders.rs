@@ -27,7 +27,10 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
 pub(crate) fn ssh(world: &World, node: &str, account: &str) -> Result<Command> {
     let (address, host_key) = world.address(node)?;
     let known_hosts = world.folder().join(format!("known-hosts-{node}"));
-    fs::write(&known_hosts, format!("{address} {host_key}\n"))?;
+    // Other tests read it at this moment: it is there whole or not at all.
+    let mut fresh = tempfile::NamedTempFile::new_in(world.folder())?;
+    fresh.write_all(format!("{address} {host_key}\n").as_bytes())?;
+    fresh.persist(&known_hosts)?;
     let mut command = Command::new("ssh");
     command.args([
         "-F",
