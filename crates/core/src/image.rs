@@ -467,6 +467,25 @@ mod tests {
         assert!(Image::decode(&[document.as_slice(), b"x"].concat()).is_err());
     }
 
+    /// A document that says how many entries it has, and has none of them.
+    fn claiming(entries: usize) -> Vec<u8> {
+        let mut document = Image::new(config(), vec![]).unwrap().encode();
+        let count = document.len() - 4;
+        document[count..].copy_from_slice(&u32::try_from(entries).unwrap().to_le_bytes());
+        document
+    }
+
+    #[test]
+    fn too_many_entries_are_refused_by_their_number_alone() {
+        let refused = |entries| Image::decode(&claiming(entries)).unwrap_err().to_string();
+        for entries in [ENTRIES_MAX + 1, u32::MAX as usize] {
+            assert!(refused(entries).contains("at most a million entries"), "{}", refused(entries));
+        }
+        // As many as there may be are looked for.
+        assert!(refused(ENTRIES_MAX).contains("more bytes"), "{}", refused(ENTRIES_MAX));
+        assert!(Image::decode(&claiming(0)).is_ok());
+    }
+
     proptest! {
         #[test]
         fn any_bytes_decode_or_fail_and_what_decodes_is_canonical(flip in 0usize..200, to: u8) {
