@@ -148,10 +148,9 @@ pub enum InstallError {
 /// What could not be done. Changes made before it stay, and a repetition goes on from there.
 pub fn install(root: &Path, config: &NodeConfig, agent: &Path) -> Result<Report, InstallError> {
     let mut tree = Tree::open(root)?;
+    let version = check_facilities(&tree)?;
     check_identity(&tree, config)?;
     let policy = check_policy(&tree, config)?;
-    let version = sshd::version(&tree)?;
-    tree.require("usr/sbin/nft", "nftables")?;
 
     tree.accounts(&layout::ACCOUNTS)?;
     for item in layout::items(&tree, config, &policy, &version, agent)? {
@@ -270,6 +269,15 @@ fn read_config(input: impl io::Read) -> Result<NodeConfig, InstallError> {
     serde_json::from_slice(&bytes).map_err(|error| InstallError::Config { what: error.to_string() })
 }
 
+/// What a node cannot do without, before anything is changed.
+fn check_facilities(tree: &Tree) -> Result<sshd::Version, InstallError> {
+    tree.require("usr/bin/systemctl", "systemd")?;
+    // Not every distribution has it with systemd itself.
+    tree.require("usr/lib/systemd/systemd-socket-proxyd", "systemd")?;
+    tree.require("usr/sbin/nft", "nftables")?;
+    sshd::version(tree)
+}
+
 fn read_identity(tree: &Tree) -> Result<Option<NodeIdentity>, InstallError> {
     let Some(bytes) = tree.read(layout::IDENTITY)? else { return Ok(None) };
     serde_json::from_slice(&bytes)
@@ -319,4 +327,91 @@ fn check_policy(tree: &Tree, config: &NodeConfig) -> Result<Policy, InstallError
 /// A public key reduced to its type and its key: no options, no comment, nothing else that a line could hold.
 fn bare_key(openssh: &str) -> Option<String> {
     PublicKey::parse(openssh).ok().map(|key| key.to_openssh())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    /// A system with all that is looked for; `sshd` says that it is this version.
+    fn system(openssh: &str) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let script = format!("#!/bin/sh\necho OpenSSH_{openssh}, OpenSSL 3.0 >&2\n");
+        let programs = ["usr/bin/systemctl", "usr/lib/systemd/systemd-socket-proxyd", "usr/sbin/nft"];
+        for (path, text) in programs.map(|path| (path, "")).into_iter().chain([("usr/sbin/sshd", script.as_str())]) {
+            write(root.path(), path, text.as_bytes());
+        }
+        // What the script needs to run there.
+        for path in ["/bin/sh", "/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"] {
+            if let Ok(bytes) = fs::read(path) {
+                write(root.path(), &path[1..], &bytes);
+            }
+        }
+        root
+    }
+
+    fn write(root: &Path, path: &str, bytes: &[u8]) {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// Every path with its time of change, which no change keeps.
+    fn state(root: &Path) -> Vec<(PathBuf, std::time::SystemTime)> {
+        let (mut seen, mut left) = (vec![], vec![root.to_owned()]);
+        while let Some(path) = left.pop() {
+            let metadata = path.symlink_metadata().unwrap();
+            if metadata.is_dir() {
+                left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            }
+            seen.push((path, metadata.modified().unwrap()));
+        }
+        seen.sort();
+        seen
+    }
+
+    fn refusal(root: &Path) -> String {
+        let config = NodeConfig {
+            fleet: "f".parse().unwrap(),
+            node: "n".parse().unwrap(),
+            environment: "staging".parse().unwrap(),
+            policy: "no policy".into(),
+            signatures: vec![],
+            host_key: None,
+        };
+        let before = state(root);
+        let error = install(root, &config, Path::new("/proc/self/exe")).unwrap_err();
+        assert_eq!(state(root), before, "something was changed: {error}");
+        chain(&error)
+    }
+
+    #[test]
+    fn a_system_without_what_is_needed_is_told_and_left_as_it_is() {
+        for (path, words) in [
+            ("usr/bin/systemctl", "/usr/bin/systemctl is missing: install the package `systemd`"),
+            ("usr/lib/systemd/systemd-socket-proxyd", "install the package `systemd`"),
+            ("usr/sbin/nft", "/usr/sbin/nft is missing: install the package `nftables`"),
+            ("usr/sbin/sshd", "/usr/sbin/sshd is missing: install the package `openssh-server`"),
+        ] {
+            let root = system("10.0p2");
+            fs::remove_file(root.path().join(path)).unwrap();
+            let said = refusal(root.path());
+            assert!(said.contains(words), "{path}: {said}");
+        }
+    }
+
+    /// Needs root, to run the tree's own sshd in it.
+    #[test]
+    fn an_openssh_that_is_too_old_is_told() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let said = refusal(system("8.4p1 Debian-5+deb11u3").path());
+        assert_eq!(said, "OpenSSH 8.4 is too old: 9.2 or later is needed");
+        // With one that is new enough it comes as far as the policy.
+        let said = refusal(system("9.2p1 Debian-2+deb12u10").path());
+        assert!(said.starts_with("the policy is refused"), "{said}");
+    }
 }
