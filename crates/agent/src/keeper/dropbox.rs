@@ -40,25 +40,45 @@ fn directory(paths: &Paths) -> PathBuf {
 pub(super) fn sweep(paths: &Paths, named: Option<&str>) {
     let is_nearly_full = disk(paths).is_ok_and(|(total, free)| free < total / FREE_PART_MIN);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    if let Err(error) = sweep_directory(&directory(paths), named, now, is_nearly_full) {
+    let swept = fs::read_dir(directory(paths)).and_then(|entries| sweep_entries(entries, named, now, is_nearly_full));
+    if let Err(error) = swept {
         systemd::eprintln_bounded(&format!("the drop box cannot be cleaned: {error}"));
     }
 }
 
-fn sweep_directory(directory: &Path, named: Option<&str>, now: Duration, is_nearly_full: bool) -> io::Result<()> {
-    for entry in fs::read_dir(directory)?.take(FILES_MAX) {
-        let entry = entry?;
-        if named.is_some_and(|named| entry.file_name() == named) {
-            continue;
-        }
+/// Goes on past what it cannot look at or remove, and gives the first such error at the end.
+fn sweep_entries(
+    entries: impl Iterator<Item = io::Result<fs::DirEntry>>,
+    named: Option<&str>,
+    now: Duration,
+    is_nearly_full: bool,
+) -> io::Result<()> {
+    let mut first = Ok(());
+    for entry in entries.take(FILES_MAX) {
+        let swept = entry.and_then(|entry| sweep_entry(&entry, named, now, is_nearly_full));
+        first = first.and(swept);
+    }
+    first
+}
+
+fn sweep_entry(entry: &fs::DirEntry, named: Option<&str>, now: Duration, is_nearly_full: bool) -> io::Result<()> {
+    if named.is_some_and(|named| entry.file_name() == named) {
+        return Ok(());
+    }
+    let removed = || -> io::Result<()> {
         // Of the entry itself, whatever it is: no link is followed.
         let metadata = entry.metadata()?;
         let changed = Duration::from_secs(u64::try_from(metadata.ctime()).unwrap_or(0));
         if !metadata.is_dir() && (is_nearly_full || now.saturating_sub(changed) > AGE_MAX) {
             fs::remove_file(entry.path())?;
         }
+        Ok(())
+    };
+    match removed() {
+        // Whoever brought it took it away meanwhile, or another keeper did.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
-    Ok(())
 }
 
 /// Takes in a pack.
@@ -117,6 +137,9 @@ mod tests {
     #[test]
     fn what_is_swept() {
         let box_ = tempfile::tempdir().unwrap();
+        let sweep_directory = |path: &Path, named: Option<&str>, now: Duration, is_nearly_full: bool| {
+            sweep_entries(fs::read_dir(path).unwrap(), named, now, is_nearly_full)
+        };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let fill = || {
             for name in ["named", "other"] {
@@ -146,6 +169,22 @@ mod tests {
         sweep_directory(box_.path(), None, now, true).unwrap();
         assert!(names().is_empty());
         assert!(Path::new("/etc").is_dir());
+    }
+
+    /// What comes after one that cannot be looked at is swept all the same.
+    #[test]
+    fn one_that_cannot_be_looked_at_ends_no_sweep() {
+        let box_ = tempfile::tempdir().unwrap();
+        let names = ["a", "b", "gone", "z"];
+        names.iter().for_each(|name| fs::write(box_.path().join(name), name).unwrap());
+        let mut entries: Vec<io::Result<fs::DirEntry>> = fs::read_dir(box_.path()).unwrap().collect();
+        entries.insert(0, Err(io::Error::other("a bad sector")));
+        entries.insert(3, Err(io::Error::other("another")));
+        // Listed, and taken away by its owner before it is looked at.
+        fs::remove_file(box_.path().join("gone")).unwrap();
+        let error = sweep_entries(entries.into_iter(), None, Duration::ZERO, true).unwrap_err();
+        assert_eq!(error.to_string(), "a bad sector");
+        assert_eq!(fs::read_dir(box_.path()).unwrap().count(), 0);
     }
 
     #[test]
