@@ -156,7 +156,15 @@ fn take_over(new: &Release<'_>, alone: &[&ServiceSpec], before: &Release<'_>) ->
 /// became of the one before, where that was touched.
 fn fall_back(new: &Release<'_>, mut failure: Box<Failure>, peer: &mut Peer) -> Box<Failure> {
     // In doubt, because a service may have been stopped of which the files are still there.
-    let brought_back = settle::fit(new.paths, new.app, true).and_then(|Fitted { started, not_started }| {
+    let Fitted { started, not_started } = match settle::fit(new.paths, new.app, true) {
+        Ok(fitted) => fitted,
+        Err(second) => {
+            // What runs is what ran before, or less; the next settling ends the rest.
+            failure.message.push_str(&format!("; and not all of it could be undone: {}", second.message));
+            return failure;
+        }
+    };
+    let run_again = || {
         if let Some(failure) = not_started {
             return Err(failure);
         }
@@ -166,8 +174,8 @@ fn fall_back(new: &Release<'_>, mut failure: Box<Failure>, peer: &mut Peer) -> B
             return Ok(None);
         }
         Release { number, run: &run, ..*new }.start(&services, peer).map(|()| Some(number))
-    });
-    match brought_back {
+    };
+    match run_again() {
         Ok(None) => {}
         Ok(Some(number)) => failure.message.push_str(&format!("; release {number} runs again")),
         Err(second) => {
