@@ -12,7 +12,8 @@
 //! keeper/status.rs  facts and what runs
 //! keeper/logs.rs    the journal
 //! keeper/look.rs    a service's processes, files, sockets, limits, from outside
-//! keeper/tool.rs    an accepted order to look: a tool's unit, its output, its end
+//! keeper/tool.rs    an accepted order to look: a tool's output, its end
+//! keeper/tool/place.rs  what it has of the node: unit, socket, user id
 //! ```
 
 pub mod carry;
@@ -164,9 +165,14 @@ fn clear_up(paths: &Paths) {
 /// # Errors
 /// Not even the list of apps can be read.
 pub fn settle_after_death(paths: &Paths) -> Result<bool, String> {
+    // First, for it waits for nothing: a tool that is left goes on looking.
+    let tools = tool::sweep(paths);
+    if let Err(failure) = &tools {
+        systemd::eprintln_bounded(&format!("tools that were left: {}", failure.message));
+    }
     let all_well = settle::settle_all(paths).map_err(|error| chain(&error));
     clear_up(paths);
-    all_well
+    Ok(all_well? && tools.is_ok())
 }
 
 fn serve(paths: &Paths, peer: &mut Peer) -> Result<Done, Box<Failure>> {
@@ -308,6 +314,28 @@ fn worth_keeping(paths: &Paths) -> Result<(BTreeSet<ImageId>, Vec<ImageId>), Fil
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bulkhead_core::image::{Image, ImageConfig};
+
+    /// One that a release still drains from, or a tool runs from, is read though no state names it any more.
+    #[test]
+    fn what_is_mounted_is_collected_by_nobody() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::new(root.path());
+        let config = |platform: &str| ImageConfig { platform: platform.into(), allowed: vec![], tools: false };
+        std::fs::create_dir_all(paths.store()).unwrap();
+        let store = Store::open(&paths.store()).unwrap();
+        let [mounted, idle] = ["mounted", "idle"].map(|name| {
+            let image = Image::new(config(name), vec![]).unwrap();
+            store.push().unwrap().put_document(image.id(), &image.encode()).unwrap();
+            image.id()
+        });
+        std::fs::create_dir_all(paths.image(mounted)).unwrap();
+        let (keep, preference) = worth_keeping(&paths).unwrap();
+        // Not even where nothing at all may be kept.
+        let collected = store.collection().unwrap().collect(&keep, Some(0), &preference).unwrap();
+        assert_eq!(collected.images, [idle]);
+        assert_eq!(store.images().unwrap(), [mounted].into());
+    }
 
     #[test]
     fn what_the_store_may_take() {

@@ -23,6 +23,10 @@
 //! With [`Rights::Capture`] it gets the network alone and the right to capture
 //! there: neither the user namespace nor `/target`.
 //!
+//! No tool can make or enter a namespace, or mount: [`filter`] takes the system
+//! calls for it away before the tool starts. One that captures would otherwise be
+//! able to, for its user id is one of the node's own user namespace.
+//!
 //! # The conversation with the keeper
 //!
 //! The keeper listens at a socket that root alone reaches. It sends one byte
@@ -30,6 +34,8 @@
 //! outputs), then a length and a [`Job`]. From then on a byte `i` from it means
 //! that the tool is to be interrupted, and its end that the tool is to be
 //! killed. Back comes one [`End`], and that is all.
+
+mod filter;
 
 use crate::state::Paths;
 use bulkhead_core::{ImageId, order::Rights};
@@ -74,8 +80,8 @@ pub const JOB_MAX_BYTES: usize = 256 << 10;
 pub const DESCRIPTORS: usize = 4;
 /// The byte by which the keeper has a tool interrupted.
 pub const INTERRUPT: u8 = b'i';
-/// User ids that Debian and systemd leave alone (systemd's UIDS-GIDS): a tool takes one by its process number.
-const UIDS: std::ops::Range<u32> = 60_578..61_184;
+/// User ids that Debian and systemd leave alone (systemd's UIDS-GIDS). No two tools have one at a time.
+pub const UIDS: std::ops::Range<u32> = 60_578..61_184;
 /// What a tool may write for itself.
 const TMP_BYTES: &str = "64M";
 /// Where tools are looked for.
@@ -99,6 +105,8 @@ pub struct Job {
     pub command: Vec<String>,
     /// What it may do.
     pub rights: Rights,
+    /// The user id that is its alone, of [`UIDS`].
+    pub uid: u32,
 }
 
 /// How it ended.
@@ -183,8 +191,10 @@ fn begin(paths: &Paths, job: &Job, descriptors: [OwnedFd; DESCRIPTORS]) -> Resul
     };
     drop(root);
     change_root(&paths.image(job.image), target).map_err(step("the tool image"))?;
-    let id = UIDS.start + std::process::id() % (UIDS.end - UIDS.start);
-    become_nobody(id).map_err(errno("a user id of its own"))?;
+    if !UIDS.contains(&job.uid) {
+        return Err(format!("{} is no tool's user id", job.uid));
+    }
+    become_nobody(job.uid).map_err(errno("a user id of its own"))?;
     let (spaces, rights) = match job.rights {
         Rights::Trace => (
             ThreadNameSpaceType::USER
@@ -198,6 +208,7 @@ fn begin(paths: &Paths, job: &Job, descriptors: [OwnedFd; DESCRIPTORS]) -> Resul
     move_into_thread_name_spaces(process.as_fd(), spaces).map_err(errno("the service's namespaces"))?;
     drop(process);
     keep_only(rights).map_err(errno("its rights"))?;
+    filter::apply().map_err(|error| format!("its filter of system calls: {error}"))?;
     spawn(&job.command, stdout, stderr).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => format!("the tool image has no `{}`", job.command[0]),
         _ => format!("{}: {error}", job.command[0]),
@@ -439,7 +450,7 @@ mod tests {
     #[test]
     fn a_job_and_its_descriptors() {
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
-        let job = Job { image: ImageId([7; 32]), command: vec!["ps".into()], rights: Rights::Trace };
+        let job = Job { image: ImageId([7; 32]), command: vec!["ps".into()], rights: Rights::Trace, uid: UIDS.start };
         let (read, write) = rustix::pipe::pipe().unwrap();
         send(&mut ours, &job, [&write, &write, &read, &write]).unwrap();
         let (received, descriptors) = receive(&mut theirs).unwrap();

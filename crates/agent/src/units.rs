@@ -22,7 +22,7 @@
 
 use bulkhead_core::{
     AppName, ImageId, ServiceName,
-    order::{ServiceSpec, Tool},
+    order::{Rights, ServiceSpec, Tool},
 };
 use std::fmt::Write as _;
 use std::path::Path;
@@ -457,6 +457,12 @@ pub fn tool_slice() -> (&'static str, String) {
     (TOOL_SLICE, text)
 }
 
+/// The name of a tool's unit.
+#[must_use]
+pub fn tool_unit_name(id: &str) -> String {
+    format!("bulkhead-tool-{id}.service")
+}
+
 /// The unit of a tool: name and text. `id` is its order's, in hexadecimal. It carries no word of the command.
 #[must_use]
 pub fn tool_unit(app: &AppName, tool: &Tool, id: &str) -> (String, String) {
@@ -475,14 +481,20 @@ pub fn tool_unit(app: &AppName, tool: &Tool, id: &str) -> (String, String) {
          ExecStart=/usr/lib/bulkhead/bulkhead-agent tool {id}\n\
          RuntimeMaxSec={}ms\n\
          CapabilityBoundingSet={TOOL_CAPABILITIES}\n\
+         RestrictNamespaces={}\n\
          MemoryMax={TOOL_MEMORY}\n",
         tool.service,
-        u64::from(tool.within_ms) + TOOL_LATER_MS
+        u64::from(tool.within_ms) + TOOL_LATER_MS,
+        // Those that the agent enters.
+        match tool.rights {
+            Rights::Trace => "user net ipc uts mnt",
+            Rights::Capture => "net",
+        }
     );
     for (key, value) in TOOL_SEAL {
         writeln!(text, "{key}={value}").expect("a String takes all");
     }
-    (format!("bulkhead-tool-{id}.service"), text)
+    (tool_unit_name(id), text)
 }
 
 /// What holds for every tool. What the agent does at first (namespaces, mounts) is not taken from it here; it
@@ -508,14 +520,12 @@ const TOOL_SEAL: &[(&str, &str)] = &[
     ("NoNewPrivileges", "yes"),
     ("DevicePolicy", "closed"),
     ("KeyringMode", "private"),
-    // Those that the agent enters.
-    ("RestrictNamespaces", "user net ipc uts mnt"),
     ("RestrictRealtime", "yes"),
     ("RestrictSUIDSGID", "yes"),
     ("LockPersonality", "yes"),
     ("RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET"),
     ("SystemCallArchitectures", "native"),
-    ("SystemCallFilter", "@system-service @mount @debug @setuid setns pivot_root chroot capset"),
+    ("SystemCallFilter", "@system-service @mount @debug @setuid setns pivot_root chroot capset seccomp"),
     (
         "SystemCallFilter",
         "~@keyring @clock @module @reboot @swap perf_event_open bpf io_uring_setup io_uring_enter io_uring_register",
@@ -647,12 +657,15 @@ mod tests {
             service: "web".parse().unwrap(),
             image: ImageId([0xab; 32]),
             command: vec!["sh".into(), "-c".into(), "%n \nUser=root".into()],
-            rights: bulkhead_core::order::Rights::Trace,
+            rights: Rights::Trace,
             within_ms: 300_000,
         };
         let (name, text) = tool_unit(&"notes".parse().unwrap(), &tool, "0123456789abcdef");
         assert_eq!(name, "bulkhead-tool-0123456789abcdef.service");
         assert!(text.contains("\nRuntimeMaxSec=305000ms\n") && !text.contains("User="), "{text}");
+        assert!(text.contains("\nRestrictNamespaces=user net ipc uts mnt\n"), "{text}");
+        let (_, text) = tool_unit(&"notes".parse().unwrap(), &Tool { rights: Rights::Capture, ..tool }, "0");
+        assert!(text.contains("\nRestrictNamespaces=net\n"), "{text}");
         assert!(tool_slice().1.contains("\nMemoryMax=1G\n"));
     }
 

@@ -8,7 +8,8 @@
 //!
 //! The tool is gone when its client is gone: the client's absence ends the
 //! keeper's work, the keeper's absence (whatever the reason) ends the tool's
-//! process, and that ends the unit with all that is left in it.
+//! process, and that ends the unit with all that is left in it. What it had of the
+//! node ([`place`]) is then taken back.
 //!
 //! # Output
 //!
@@ -18,18 +19,16 @@
 //! frame from the client interrupts the tool, as Ctrl-C would. At the end an end
 //! frame and [`Event::Ended`].
 
+mod place;
+
 use super::{
-    OrFail, failure, logs,
+    OrFail, failure,
     look::{self, Insider},
-    release,
 };
 use crate::{
-    durable,
     peer::{Heard, Peer},
     state::{App, Paths},
-    systemd,
     tool::{self, End, Job},
-    units,
 };
 use bulkhead_core::{OrderId, order::Tool};
 use bulkhead_wire::{DATA_MAX_BYTES, Event, Failure, FailureKind, StepKind, TOOL_STDERR, TOOL_STDOUT, ToolEnd};
@@ -38,18 +37,14 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 use std::{
-    fs::{DirBuilder, File},
+    fs::File,
     io::{self, Read as _, Write as _},
-    os::{
-        fd::OwnedFd,
-        unix::{
-            fs::DirBuilderExt as _,
-            net::{UnixListener, UnixStream},
-        },
-    },
-    path::PathBuf,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     time::{Duration, Instant},
 };
+
+pub use place::sweep;
+use place::{ID_LENGTH, Place};
 
 /// How long systemd and the agent take to come to the tool.
 const START_MAX: Duration = Duration::from_secs(20);
@@ -61,8 +56,6 @@ const REST_MAX: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_secs(1);
 /// A piece of output, with the byte before it.
 const PIECE_BYTES: usize = if DATA_MAX_BYTES < 64 << 10 { DATA_MAX_BYTES } else { 64 << 10 };
-/// Lines of the unit's journal where it did not come to the tool.
-const LOG_LINES: u32 = 5;
 
 /// Runs it to its end.
 ///
@@ -79,13 +72,13 @@ pub fn run(paths: &Paths, peer: &mut Peer, app: &App, order: OrderId, tool: &Too
     let numbers: Vec<(u32, u32)> = inside.insiders.iter().filter_map(numbers).collect();
     let command =
         tool.command.iter().scan(false, |is_number, word| Some(renumber(word, is_number, &numbers, first.pid)));
-    let job = Job { image: tool.image, command: command.collect(), rights: tool.rights };
+    let command: Vec<String> = command.collect();
 
-    let name = order.to_string()[..16].to_owned();
-    let unit = Unit::begin(paths, app, tool, name)?;
+    let place = Place::take(paths, app, tool, &order.to_string()[..ID_LENGTH])?;
+    let job = Job { image: tool.image, command, rights: tool.rights, uid: place.uid() };
     let (out, out_of_tool) = pipe()?;
     let (err, err_of_tool) = pipe()?;
-    let mut control = unit.accept()?;
+    let mut control = place.accept()?;
     let broken = |error: io::Error| {
         failure(FailureKind::Node, "tool", format!("the tool's process cannot be talked to: {error}"))
     };
@@ -97,7 +90,7 @@ pub fn run(paths: &Paths, peer: &mut Peer, app: &App, order: OrderId, tool: &Too
     peer.send(&Event::Stream { bytes: None }).or_fail()?;
     let until = Instant::now() + Duration::from_millis(u64::from(tool.within_ms));
     let (end, out_of_time) = pass(peer, &mut control, [(TOOL_STDOUT, out), (TOOL_STDERR, err)], until)?;
-    drop(unit);
+    drop(place);
     if let Some(why) = end.failed {
         return Err(failure(FailureKind::Request, "tool", format!("the tool did not start: {why}")));
     }
@@ -147,66 +140,6 @@ fn pipe() -> Result<(File, OwnedFd), Box<Failure>> {
     let made = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
     let (read, write) = made.map_err(|error| failure(FailureKind::Node, "tool", format!("no pipe: {error}")))?;
     Ok((File::from(read), write))
-}
-
-/// The tool's unit, and the socket at which its process is met. Dropped, all of it is gone.
-struct Unit {
-    name: String,
-    file: PathBuf,
-    socket: PathBuf,
-    listener: UnixListener,
-}
-
-impl Unit {
-    fn begin(paths: &Paths, app: &App, tool: &Tool, id: String) -> Result<Self, Box<Failure>> {
-        let node = |what: &str, error: io::Error| failure(FailureKind::Node, "tool", format!("cannot {what}: {error}"));
-        let directory = paths.run.join("tools");
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&directory)
-            .map_err(|error| node("make a place to meet the tool", error))?;
-        let socket = directory.join(&id);
-        let listener = UnixListener::bind(&socket).map_err(|error| node("listen for the tool", error))?;
-        let (slice, slice_text) = units::tool_slice();
-        let (name, text) = units::tool_unit(app.name(), tool, &id);
-        let file = paths.units.join(&name);
-        let unit = Self { name, file, socket, listener };
-        for (path, text) in [(paths.units.join(slice), &slice_text), (unit.file.clone(), &text)] {
-            if durable::read(&path).or_fail()?.as_deref() != Some(text.as_bytes()) {
-                release::write_unit(&path, text).or_fail()?;
-            }
-        }
-        systemd::systemctl(&["start", "--no-block", &unit.name]).or_fail()?;
-        Ok(unit)
-    }
-
-    /// The tool's process.
-    fn accept(&self) -> Result<UnixStream, Box<Failure>> {
-        let mut set = [PollFd::new(&self.listener, PollFlags::IN)];
-        let wait = Timespec { tv_sec: i64::try_from(START_MAX.as_secs()).unwrap_or(0), tv_nsec: 0 };
-        let came = poll(&mut set, Some(&wait)).is_ok_and(|count| count > 0);
-        if came && let Ok((stream, _)) = self.listener.accept() {
-            return Ok(stream);
-        }
-        let said = logs::of_unit(&self.name, LOG_LINES);
-        let said = if said.is_empty() { "without a word".to_owned() } else { said };
-        Err(failure(FailureKind::Node, "tool", format!("the tool's unit did not start: {said}")))
-    }
-}
-
-impl Drop for Unit {
-    fn drop(&mut self) {
-        let stopped = systemd::systemctl(&["stop", &self.name]);
-        for path in [&self.file, &self.socket] {
-            if let Err(error) = durable::remove(path) {
-                systemd::eprintln_bounded(&super::chain(&error));
-            }
-        }
-        if let Err(error) = stopped {
-            systemd::eprintln_bounded(&super::chain(&error));
-        }
-    }
 }
 
 /// Passes output to the client until the tool ends: how, and whether its time was up.
