@@ -111,6 +111,14 @@ impl World {
     /// # Errors
     /// A binary is missing, or the nodes do not boot.
     pub fn start(nodes: &str) -> Result<Self> {
+        Self::of_suite(nodes, "trixie")
+    }
+
+    /// As [`World::start`], of another Debian suite.
+    ///
+    /// # Errors
+    /// A binary is missing, or the nodes do not boot.
+    pub fn of_suite(nodes: &str, suite: &str) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let build = build_directory()?;
         let static_build = build.parent().unwrap_or(&build).join("x86_64-unknown-linux-gnu/release");
@@ -129,7 +137,7 @@ impl World {
         if manifest.exists() {
             fs::remove_file(manifest)?;
         }
-        world.run(&world.fleet(), &["local", "up", "--nodes", nodes])?.expect(0)?;
+        world.run(&world.fleet(), &["local", "up", "--nodes", nodes, "--suite", suite])?.expect(0)?;
         Ok(world)
     }
 

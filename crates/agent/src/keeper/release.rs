@@ -79,6 +79,13 @@ impl<'a> Release<'a> {
         names
     }
 
+    /// The units of a service, as [`found`] gives those of which there are files.
+    #[must_use]
+    pub fn found_of(&self, service: &ServiceSpec) -> Vec<Found> {
+        let found = |unit| Found { number: self.number, service: service.name.clone(), unit };
+        self.unit_names(&[service]).into_iter().map(found).collect()
+    }
+
     /// Writes the units of these services, and makes what they refer to.
     ///
     /// # Errors

@@ -41,11 +41,16 @@ use std::{collections::BTreeSet, thread, time::Duration};
 /// The app's state cannot be read or written, or something of it cannot be ended.
 /// What was left is then still there to be settled.
 pub fn settle(paths: &Paths, app: &App) -> Result<Option<Box<Failure>>, Box<Failure>> {
+    settle_doubting(paths, app, false)
+}
+
+/// As [`settle`]; `is_doubtful` as [`fit`] has it, where it was tried already, and in vain.
+fn settle_doubting(paths: &Paths, app: &App, is_doubtful: bool) -> Result<Option<Box<Failure>>, Box<Failure>> {
     let unfinished = unfinished(app).or_fail()?;
     if let Some((_, order)) = &unfinished {
         apply(app, &order.action).or_fail()?;
     }
-    let Fitted { not_started, .. } = fit(paths, app, unfinished.is_some())?;
+    let Fitted { not_started, .. } = fit(paths, app, is_doubtful || unfinished.is_some())?;
     let Some((number, order)) = unfinished else { return Ok(not_started) };
     let outcome = match &order.action {
         // Whether it was stopped before, nobody knows: sent again it is carried out.
@@ -194,7 +199,15 @@ pub fn fit(paths: &Paths, app: &App, is_doubtful: bool) -> Result<Fitted, Box<Fa
             match current.prepare(&[service]).and_then(|()| current.start_again(service)) {
                 Ok(()) if was_there => {}
                 Ok(()) => fitted.started.push(service.name.clone()),
-                Err(failure) => fitted.not_started = fitted.not_started.or(Some(failure)),
+                Err(failure) => {
+                    // Its files would say that it is there, and nobody would try again.
+                    if systemd::processes(&current.names(&service.name).service).is_empty()
+                        && let Err(second) = release::discard(paths, app.name(), &current.found_of(service))
+                    {
+                        systemd::eprintln_bounded(&format!("app `{}`: {}", app.name(), second.message));
+                    }
+                    fitted.not_started = fitted.not_started.or(Some(failure));
+                }
             }
         }
     }
@@ -235,7 +248,7 @@ pub fn settle_all(paths: &Paths) -> Result<bool, FileError> {
             thread::sleep(TRY_AGAIN_AFTER * 2u32.pow(attempt - 1));
         }
         // None keeps another waiting for its second try.
-        left.retain(|app| match settle_one(paths, app) {
+        left.retain(|app| match settle_one(paths, app, attempt > 0) {
             Ok(is_settled) => !is_settled,
             Err(why) => {
                 systemd::eprintln_bounded(&format!("app `{}`: {why}", app.name()));
@@ -250,10 +263,10 @@ pub fn settle_all(paths: &Paths) -> Result<bool, FileError> {
 }
 
 /// Whether it was settled: not where another has its lock.
-fn settle_one(paths: &Paths, app: &App) -> Result<bool, String> {
+fn settle_one(paths: &Paths, app: &App, is_doubtful: bool) -> Result<bool, String> {
     let holder = Holder { holder: "the node itself, settling what was left".into(), since: now() };
     match app.try_lock(&holder) {
-        Ok(Ok(_lock)) => match settle(paths, app) {
+        Ok(Ok(_lock)) => match settle_doubting(paths, app, is_doubtful) {
             Ok(None) => Ok(true),
             Ok(Some(failure)) | Err(failure) => Err(failure.message),
         },

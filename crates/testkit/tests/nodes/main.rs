@@ -13,6 +13,7 @@ mod hostile;
 mod left;
 mod lives;
 mod mishaps;
+mod older;
 mod orders;
 mod promoting;
 mod recovering;
@@ -57,8 +58,7 @@ fn main() -> ExitCode {
     if !root || std::env::var("BULKHEAD_TEST_NODES").is_ok_and(|value| value == "skip") {
         return skip(if root { "BULKHEAD_TEST_NODES=skip" } else { "not root" });
     }
-    let (steady, doomed, filled, orphaned) =
-        (Shared::default(), Shared::default(), Shared::default(), Shared::default());
+    let [steady, doomed, filled, orphaned, dark] = std::array::from_fn(|_| Shared::default());
     let three = "stage-1=staging,prod-1=production,prod-2=production";
     let mut all = Vec::new();
     all.extend(trials("deploying", three, deploying::TESTS, &steady));
@@ -73,11 +73,17 @@ fn main() -> ExitCode {
     all.extend(trials("hostile", three, hostile::TESTS, &steady));
     all.extend(trials("tools", three, tools::TESTS, &steady));
     all.extend(trials("lives", "stage-1=staging", &lives::TESTS[..1], &doomed));
-    all.extend(trials("lives", "stage-1=staging", &lives::TESTS[1..], &filled));
+    all.extend(trials("lives", "stage-1=staging", &lives::TESTS[1..2], &filled));
+    all.extend(trials("lives", "stage-1=staging", &lives::TESTS[2..], &dark));
     all.extend(trials("recovering", "stage-1=staging", &recovering::TESTS[..1], &orphaned));
     all.extend(trials("recovering", "stage-1=staging", &recovering::TESTS[1..], &filled));
+    all.push(Trial::test("older::a_node_that_isolates_less_says_so_and_serves", || {
+        World::of_suite("stage-1=staging", "bookworm")
+            .and_then(|world| older::bookworm(&world))
+            .map_err(|error| Failed::from(format!("{error:#}")))
+    }));
     let conclusion = libtest_mimic::run(&arguments, all);
-    for world in [&steady, &doomed, &filled, &orphaned] {
+    for world in [&steady, &doomed, &filled, &orphaned, &dark] {
         world.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
     conclusion.exit_code()
