@@ -106,7 +106,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let stopped = release::stop_units(&self.paths, &[self.unit.clone()]);
+        let stopped = release::stop_units(&self.paths, std::slice::from_ref(&self.unit));
         // Where something of it may still run, nobody else gets its user id: the next sweep sees to it.
         let record = stopped.is_ok().then_some(&self.id.record);
         for path in [&self.file, &self.socket].into_iter().chain(record) {
