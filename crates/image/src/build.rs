@@ -15,7 +15,7 @@ use crate::{
     sbom::{self, Component},
     scan::{self, Excludes, Found, Scan, ScanError},
     sources::{Source, Sources},
-    tree::{FileNode, Kind, Node, Origin, Tree, file_name, shown, spell},
+    tree::{FileNode, Kind, Node, Origin, Tree, file_name, parent, shown, spell},
 };
 use bulkhead_core::{
     ImageId,
@@ -274,6 +274,7 @@ fn build_once(request: &BuildRequest<'_>, keyring: &Keyring, now_seconds: u64) -
     let (refused, mut warnings) = lint::lint(&tree, section.platform, &app);
     findings.extend(refused.into_iter().filter(|finding| !is_tools || !finding.rule.is_about_tools()));
     findings.append(&mut closure.findings);
+    findings.extend(missing_modules(&tree, &app, manifest));
     warnings.append(&mut closure.warnings);
     warnings.extend(packages.warnings.iter().cloned());
     warnings.extend(development_dependencies(&tree, &app));
@@ -490,6 +491,8 @@ fn keep_metadata(tree: &Tree, packages: &Packages, closure: &mut Closure) -> BTr
 struct PackageJson {
     name: Option<String>,
     version: Option<String>,
+    #[serde(default)]
+    dependencies: BTreeMap<String, serde::de::IgnoredAny>,
     #[serde(default, rename = "devDependencies")]
     dev_dependencies: BTreeMap<String, serde::de::IgnoredAny>,
 }
@@ -500,10 +503,46 @@ fn read_package_json(file: &FileNode) -> Option<PackageJson> {
     serde_json::from_slice(&text).ok()
 }
 
+/// The app's own `package.json`.
+fn package_json(tree: &Tree, app: &[u8]) -> Option<PackageJson> {
+    let Some(Node { kind: Kind::File(file), .. }) = tree.get(&[app, b"/package.json"].concat()) else { return None };
+    read_package_json(file)
+}
+
+/// Programs that look for what `package.json` names in `node_modules`.
+const NODE_PROGRAMS: [&str; 2] = ["node", "nodejs"];
+
+/// `npm ci` was forgotten, or its result left out: the first `require` would end the app.
+fn missing_modules(tree: &Tree, app: &[u8], manifest: &Manifest) -> Option<Finding> {
+    // Every folder above is looked into; Yarn has a file instead.
+    let folders = std::iter::successors(Some(app), |path| (!path.is_empty()).then(|| parent(path).unwrap_or_default()));
+    let join = |path: &[u8], name: &[u8]| if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() };
+    let is_there = |path: &[u8]| [&b"node_modules"[..], b".pnp.cjs"].iter().any(|n| tree.get(&join(path, n)).is_some());
+    let program = |command: &[String]| {
+        let name = command.first().and_then(|word| word.rsplit('/').next()).unwrap_or_default().to_owned();
+        NODE_PROGRAMS.contains(&name.as_str())
+    };
+    let runs_node = manifest.services.values().any(|service| program(&service.command));
+    let names = package_json(tree, app)?.dependencies;
+    if !runs_node || names.is_empty() || folders.into_iter().any(is_there) {
+        return None;
+    }
+    let shown_names: Vec<&str> = names.keys().take(5).map(String::as_str).collect();
+    Some(Finding {
+        rule: Rule::MissingModules,
+        path: shown(&[app, b"/node_modules"].concat()),
+        sentence: format!(
+            "is missing, and package.json has {} dependencies ({}{}): run `npm ci --omit=dev` first; of a bundle that \
+             needs none of them, leave package.json out",
+            names.len(),
+            shown_names.join(", "),
+            if names.len() > shown_names.len() { ", …" } else { "" }
+        ),
+    })
+}
+
 fn development_dependencies(tree: &Tree, app: &[u8]) -> Option<Finding> {
-    let path = [app, b"/package.json"].concat();
-    let Some(Node { kind: Kind::File(file), .. }) = tree.get(&path) else { return None };
-    let names = read_package_json(file)?.dev_dependencies;
+    let names = package_json(tree, app)?.dev_dependencies;
     let is_there = |name: &&String| tree.get(&[app, b"/node_modules/", name.as_bytes()].concat()).is_some();
     let found: Vec<&str> = names.keys().filter(is_there).map(String::as_str).collect();
     (!found.is_empty()).then(|| Finding {

@@ -78,6 +78,8 @@ pub enum Rule {
     MachineId,
     /// A name or path that an image cannot hold.
     BadName,
+    /// No `node_modules` where `package.json` has dependencies and node runs.
+    MissingModules,
     /// Warning: tests.
     Tests,
     /// Warning: source maps.

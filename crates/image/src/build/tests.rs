@@ -298,6 +298,31 @@ fn what_is_left_out() {
 }
 
 #[test]
+fn a_forgotten_npm_ci_is_told() {
+    let needing = r#"{ "name": "notes", "dependencies": { "fastify": "^5", "pg": "^8" } }"#;
+    let bed = |command: &str, package: &str| {
+        let bed = Bed::new("", command);
+        bed.program("node").program("server").write("server.js", "").write("package.json", package);
+        bed
+    };
+    let said = bed("/app/node", needing).failure();
+    for words in ["/app/node_modules is missing", "2 dependencies (fastify, pg)", "`npm ci --omit=dev`"] {
+        assert!(said.contains(words), "{said}");
+    }
+    // What needs none: no dependencies, no node, all there, Yarn's way, or allowed by name.
+    assert!(bed("/app/node", r#"{ "name": "notes", "devDependencies": { "tap": "1" } }"#).build().is_ok());
+    assert!(bed("/app/server", needing).build().is_ok());
+    for path in ["node_modules/pg/index.js", ".pnp.cjs"] {
+        let bed = bed("/app/node", needing);
+        bed.write(path, "");
+        assert!(bed.build().is_ok(), "{path}");
+    }
+    let allowing = Bed::new("allow = [\"/app/node_modules\"]", "/app/node");
+    allowing.program("node").write("package.json", needing);
+    assert!(allowing.build().is_ok());
+}
+
+#[test]
 fn what_is_refused() {
     let key = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7VJTUt9Us8cKj\n";
     let bed = Bed::new("copy = { \"/usr/bin/sh\" = \"server\" }", "/app/server");
