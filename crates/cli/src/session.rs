@@ -14,6 +14,7 @@
 use crate::{
     Context,
     error::{Error, Kind, Result},
+    left::Answers,
     output::printable,
     workspace::{FleetFiles, PolicyFiles},
 };
@@ -118,12 +119,11 @@ pub fn now() -> Timestamp {
 
 /// Forgets what is remembered of a node of this name with another host key: it was made anew, or is of another
 /// fleet that is called the same.
-fn forget_other(fleet: &FleetName, name: &NodeName, node: &FleetNode) -> Result<()> {
-    let Some(key) = &node.host_key else { return Ok(()) };
-    let cache = cache_directory()?;
+fn forget_other(cache: &Path, fleet: &FleetName, name: &NodeName, node: &FleetNode) {
+    let Some(key) = &node.host_key else { return };
     let known = cache.join("keys").join(fleet.as_str()).join(name.as_str());
     if std::fs::read_to_string(&known).is_ok_and(|known| known == *key) {
-        return Ok(());
+        return;
     }
     for part in ["nodes/nodes", "live", "seen"] {
         let path = cache.join(part).join(fleet.as_str()).join(name.as_str());
@@ -134,7 +134,6 @@ fn forget_other(fleet: &FleetName, name: &NodeName, node: &FleetNode) -> Result<
     if let Some(parent) = known.parent() {
         std::fs::create_dir_all(parent).and_then(|()| std::fs::write(&known, key)).ok();
     }
-    Ok(())
 }
 
 impl Session {
@@ -155,10 +154,11 @@ impl Session {
         let ssh = SshConfig::load(&home()?).map_err(|error| Error::of(Kind::Configuration, &error))?;
         let wanted: Vec<&str> = policy.policy.keys.values().map(|key| key.key.as_str()).collect();
         let identities = identities(context)?.preferring(wanted);
+        let cache = cache_directory()?;
         for (name, node) in &files.fleet.nodes {
-            forget_other(&files.fleet.fleet, name, node)?;
+            forget_other(&cache, &files.fleet.fleet, name, node);
         }
-        let memory = Memory::at(cache_directory()?.join("nodes"));
+        let memory = Memory::at(cache.join("nodes"));
         Ok(Self { files, policy, identities, timeouts: Timeouts::default(), memory, ssh })
     }
 
@@ -358,6 +358,48 @@ pub fn those_that_answered<T>(context: &Context, answers: Vec<Answer<T>>) -> Res
     }
 }
 
+/// One error for all nodes that did not answer: of their kind where none answered, else partly.
+#[must_use]
+pub fn summary(errors: &[Error], nodes: usize) -> Option<Error> {
+    let first = errors.first()?;
+    if errors.len() == nodes && nodes == 1 {
+        return Some(first.clone());
+    }
+    let same = errors.iter().all(|error| error.kind == first.kind);
+    let kind = if errors.len() == nodes && same { first.kind } else { Kind::Partial };
+    let mut error = Error::new(kind, format!("{} of {nodes} nodes did not answer", errors.len()));
+    for cause in errors {
+        let because = if cause.causes.is_empty() { String::new() } else { format!(": {}", cause.causes.join(": ")) };
+        error.causes.push(format!("{}{because}", cause.message));
+        for hint in &cause.hints {
+            if !error.hints.contains(hint) {
+                error.hints.push(hint.clone());
+            }
+        }
+    }
+    Some(error)
+}
+
+/// What nodes answered, and the one error for those that did not, for the end of a command that shows the rest.
+///
+/// # Errors
+/// No node answered.
+pub fn those_and_the_rest<T>(answers: Vec<Answer<T>>) -> Result<(Answers<T>, Option<Error>)> {
+    let nodes = answers.len();
+    let (mut good, mut errors) = (Vec::new(), Vec::new());
+    for Answer { node, result } in answers {
+        match result {
+            Ok(value) => good.push((node, value)),
+            Err(error) => errors.push(error),
+        }
+    }
+    let rest = summary(&errors, nodes);
+    match rest {
+        Some(error) if good.is_empty() => Err(error),
+        rest => Ok((good, rest)),
+    }
+}
+
 /// A node's error in the one shape.
 #[must_use]
 pub fn node_error(error: &NodeError) -> Error {
@@ -403,4 +445,90 @@ fn fetch_error(error: &PushError, source: &SpoolError) -> Error {
 #[must_use]
 pub fn sign_error(error: &SignError) -> Error {
     Error::of(Kind::Configuration, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_fleet::memory::Remembered;
+
+    /// A node that was made anew has none of what the one before had, whatever its name.
+    #[test]
+    fn another_host_key_is_another_node() {
+        let cache = tempfile::tempdir().unwrap();
+        let fleet: FleetName = "f".parse().unwrap();
+        let app: AppName = "notes".parse().unwrap();
+        let names: [NodeName; 2] = ["a", "b"].map(|name| name.parse().unwrap());
+        let node = |key: &str| FleetNode {
+            environment: "staging".parse().unwrap(),
+            address: "10.0.0.1".into(),
+            port: None,
+            host_key: Some(key.into()),
+            provider: None,
+        };
+        let memory = Memory::at(cache.path().join("nodes"));
+        let mut something = Remembered::default();
+        something.add_image(bulkhead_core::ImageId([7; 32]));
+        let others = |name: &NodeName| {
+            let of = |part: &str| cache.path().join(part).join("f");
+            [of("live").join(name.as_str()).join("notes.json"), of("seen").join(format!("{name}.json"))]
+        };
+        let look = |key: &str| {
+            forget_other(cache.path(), &fleet, &names[0], &node(key));
+            forget_other(cache.path(), &fleet, &names[1], &node("ssh-ed25519 B"));
+        };
+        let is_known = |name: &NodeName| {
+            let facts = others(name).iter().map(|path| path.exists()).collect::<Vec<_>>();
+            assert!(facts.iter().all(|there| *there == facts[0]), "{facts:?}");
+            assert_eq!(memory.recall(&fleet, name, &app) == something, facts[0]);
+            assert_eq!(memory.recall_tools(&fleet, name) == something.images, facts[0]);
+            facts[0]
+        };
+        look("ssh-ed25519 A");
+        for name in &names {
+            memory.remember(&fleet, name, &app, &something).unwrap();
+            memory.remember_tools(&fleet, name, &something.images).unwrap();
+            for path in others(name) {
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, "{}").unwrap();
+            }
+        }
+        look("ssh-ed25519 A");
+        assert!(is_known(&names[0]) && is_known(&names[1]));
+        look("ssh-ed25519 C");
+        assert!(!is_known(&names[0]) && is_known(&names[1]));
+    }
+
+    #[test]
+    fn nodes_that_did_not_answer_decide_the_exit_code() {
+        let error = |kind| Error::new(kind, "x");
+        let (away, no) = (Kind::Unreachable, Kind::Refused);
+        for (errors, nodes, expected) in [
+            (vec![], 2, None),
+            (vec![away], 1, Some(4)),
+            (vec![away, away], 2, Some(4)),
+            (vec![away], 2, Some(9)),
+            (vec![away, no], 2, Some(9)),
+        ] {
+            let errors: Vec<Error> = errors.into_iter().map(error).collect();
+            assert_eq!(summary(&errors, nodes).map(|error| error.kind.exit_code()), expected, "{errors:?} {nodes}");
+        }
+    }
+
+    #[test]
+    fn what_the_rest_said_is_shown_and_the_end_says_who_did_not() {
+        let answer = |node: &str, kind: Option<Kind>| Answer {
+            node: node.parse().unwrap(),
+            result: kind.map_or(Ok(()), |kind| Err(Error::new(kind, format!("{node} is away")))),
+        };
+        let away = Some(Kind::Unreachable);
+        let (good, rest) = those_and_the_rest(vec![answer("a", away), answer("b", None)]).unwrap();
+        assert_eq!(good.len(), 1);
+        let rest = rest.unwrap();
+        assert_eq!((rest.kind, rest.message.as_str()), (Kind::Partial, "1 of 2 nodes did not answer"));
+        assert_eq!(rest.causes, ["a is away"]);
+        assert!(those_and_the_rest(vec![answer("a", None)]).unwrap().1.is_none());
+        let error = those_and_the_rest(vec![answer("a", away), answer("b", away)]).unwrap_err();
+        assert_eq!((error.kind, error.causes.len()), (Kind::Unreachable, 2));
+    }
 }

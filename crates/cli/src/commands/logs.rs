@@ -5,7 +5,7 @@ use crate::{
     args::{AppOrService, MaybeEnvironment},
     error::{Error, Result},
     output::{Paint, printable},
-    session::{Session, node_error, those_that_answered},
+    session::{Session, node_error, those_and_the_rest},
 };
 use bulkhead_core::{NodeName, Timestamp};
 use bulkhead_wire::LogLine;
@@ -18,6 +18,9 @@ use tokio::sync::mpsc;
 const QUEUE_LINES: usize = 1024;
 
 /// Shows log lines, merged by time over all nodes
+///
+/// Where a node does not answer, the lines of the others are shown, and the exit
+/// code is 9.
 #[derive(Debug, Args)]
 pub struct LogsArgs {
     #[command(flatten)]
@@ -56,7 +59,7 @@ pub struct ShownLine {
 /// Shows the lines.
 ///
 /// # Errors
-/// No node answered, or while following all connections ended.
+/// A node did not answer, or while following all connections ended.
 pub async fn run(context: &Context, args: &LogsArgs) -> Result<()> {
     let session = Session::open(context)?;
     let environment = session.files.environment_or_only(args.environment.environment.as_ref())?;
@@ -80,7 +83,8 @@ pub async fn run(context: &Context, args: &LogsArgs) -> Result<()> {
         })
         .await?;
     let mut all: Vec<(NodeName, LogLine)> = Vec::new();
-    for (node, lines) in those_that_answered(context, answers)? {
+    let (answered, rest) = those_and_the_rest(answers)?;
+    for (node, lines) in answered {
         all.extend(lines.into_iter().map(|line| (node.clone(), line)));
     }
     if all.is_empty() && args.lines > 0 {
@@ -95,7 +99,7 @@ pub async fn run(context: &Context, args: &LogsArgs) -> Result<()> {
     for (node, line) in &all {
         show(context, node, line)?;
     }
-    Ok(())
+    rest.map_or(Ok(()), Err)
 }
 
 async fn follow(

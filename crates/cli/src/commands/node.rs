@@ -5,7 +5,7 @@ use crate::{
     args::MaybeEnvironment,
     error::{Error, ErrorBody, Kind, Result},
     output::{Paint, age, size},
-    session::{Session, cache_directory, now},
+    session::{Session, cache_directory, now, summary},
     table::Table,
     workspace::write_durably,
 };
@@ -31,7 +31,7 @@ enum NodeCommand {
 /// Lists nodes: environment, address, OS, agent, what isolation each offers, disk, last contact
 ///
 /// All nodes are asked at once. One that cannot be reached is shown as this
-/// machine last saw it.
+/// machine last saw it, and the exit code is 9, or 4 where no node answered.
 #[derive(Debug, Args)]
 pub struct NodeLsArgs {
     #[command(flatten)]
@@ -108,13 +108,14 @@ struct Seen {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// The fleet's files are wrong.
+/// The fleet's files are wrong, or a node did not answer.
 pub async fn run(context: &Context, args: &NodeArgs) -> Result<()> {
     let NodeCommand::Ls(args) = &args.command;
     let session = Session::open(context)?;
     let nodes = session.files.nodes(args.environment.environment.as_ref())?;
     let fleet = &session.files.fleet.fleet;
     let mut report = NodeLsReport { nodes: vec![] };
+    let mut errors = Vec::new();
     let answers = session.statuses(&nodes).await?;
     for (answer, (name, node)) in answers.into_iter().zip(&nodes) {
         let (seen, error) = match answer.result {
@@ -123,7 +124,11 @@ pub async fn run(context: &Context, args: &NodeArgs) -> Result<()> {
                 keep(context, fleet, name, &seen);
                 (Some(seen), None)
             }
-            Err(error) => (last_seen(fleet, name), Some(error.report().error)),
+            Err(error) => {
+                let body = error.report().error;
+                errors.push(error);
+                (last_seen(fleet, name), Some(body))
+            }
         };
         report.nodes.push(ListedNode {
             node: name.to_string(),
@@ -139,17 +144,7 @@ pub async fn run(context: &Context, args: &NodeArgs) -> Result<()> {
         });
     }
     context.ui.result(&report, |report, paint| render(report, now(), paint))?;
-    if !context.ui.is_json() {
-        for node in &report.nodes {
-            if let Some(body) = &node.error {
-                let mut error = Error::new(body.kind, body.message.clone());
-                error.causes.clone_from(&body.causes);
-                error.hints.clone_from(&body.hints);
-                context.ui.warn(&error);
-            }
-        }
-    }
-    Ok(())
+    summary(&errors, nodes.len()).map_or(Ok(()), |error| Err(Error { shown: true, ..error }))
 }
 
 fn facts(status: &NodeStatus) -> Facts {

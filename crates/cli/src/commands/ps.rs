@@ -3,10 +3,10 @@
 use crate::{
     Context,
     args::MaybeEnvironment,
-    error::{Error, ErrorBody, Kind, Result},
+    error::{ErrorBody, Result},
     output::{Paint, age, size},
     plan::short,
-    session::{Session, now},
+    session::{Session, now, summary},
     table::Table,
 };
 use bulkhead_core::{AppName, Timestamp};
@@ -109,27 +109,6 @@ pub async fn run(context: &Context, args: &PsArgs) -> Result<()> {
     }
 }
 
-/// One error for all nodes that did not answer: of their kind where none answered, else partly.
-fn summary(errors: &[Error], nodes: usize) -> Option<Error> {
-    let first = errors.first()?;
-    if errors.len() == nodes && nodes == 1 {
-        return Some(first.clone());
-    }
-    let same = errors.iter().all(|error| error.kind == first.kind);
-    let kind = if errors.len() == nodes && same { first.kind } else { Kind::Partial };
-    let mut error = Error::new(kind, format!("{} of {nodes} nodes did not answer", errors.len()));
-    for cause in errors {
-        let because = if cause.causes.is_empty() { String::new() } else { format!(": {}", cause.causes.join(": ")) };
-        error.causes.push(format!("{}{because}", cause.message));
-        for hint in &cause.hints {
-            if !error.hints.contains(hint) {
-                error.hints.push(hint.clone());
-            }
-        }
-    }
-    Some(error)
-}
-
 fn services(status: &NodeStatus, only: Option<&AppName>) -> Vec<RunningService> {
     let apps = status.apps.iter().filter(|app| only.is_none_or(|only| app.app == *only));
     apps.flat_map(|app| {
@@ -215,22 +194,6 @@ fn render(report: &PsReport, now: Timestamp, paint: Paint) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn exit_codes() {
-        let error = |kind| Error::new(kind, "x");
-        let (away, no) = (Kind::Unreachable, Kind::Refused);
-        for (errors, nodes, expected) in [
-            (vec![], 2, None),
-            (vec![away], 1, Some(4)),
-            (vec![away, away], 2, Some(4)),
-            (vec![away], 2, Some(9)),
-            (vec![away, no], 2, Some(9)),
-        ] {
-            let errors: Vec<Error> = errors.into_iter().map(error).collect();
-            assert_eq!(summary(&errors, nodes).map(|error| error.kind.exit_code()), expected, "{errors:?} {nodes}");
-        }
-    }
 
     #[test]
     fn table() {

@@ -3,10 +3,10 @@
 use crate::{
     Context,
     args::MaybeEnvironment,
-    error::Result,
+    error::{Error, ErrorBody, Result},
     output::{Paint, age, printable},
     plan::short,
-    session::{Session, now, those_that_answered},
+    session::{Session, now, those_and_the_rest},
     table::Table,
 };
 use bulkhead_core::{AppName, NodeName, OrderId, Timestamp, order::Source};
@@ -18,7 +18,8 @@ use std::collections::BTreeMap;
 
 /// Shows every release ever: when, who signed it, image, outcome, what is live
 ///
-/// One row per order, newest last; nodes that differ are named.
+/// One row per order, newest last; nodes that differ are named. Where a node does not
+/// answer, the history of the others is shown, and the exit code is 9.
 #[derive(Debug, Args)]
 pub struct ReleasesArgs {
     #[command(flatten)]
@@ -34,6 +35,9 @@ pub struct ReleasesArgs {
 pub struct ReleasesReport {
     /// The orders that nodes accepted, oldest first.
     pub releases: Vec<ReleaseRow>,
+    /// What is wrong where a node did not answer; the exit code is its.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorBody>,
 }
 
 /// One order and what came of it.
@@ -85,7 +89,7 @@ pub struct ReleaseOnNode {
 /// Shows the history.
 ///
 /// # Errors
-/// No node answered.
+/// A node did not answer.
 pub async fn run(context: &Context, args: &ReleasesArgs) -> Result<()> {
     let session = Session::open(context)?;
     let nodes = session.files.nodes(args.environment.environment.as_ref())?;
@@ -96,12 +100,14 @@ pub async fn run(context: &Context, args: &ReleasesArgs) -> Result<()> {
             async move { client.releases(app).await }
         })
         .await?;
-    let answers = those_that_answered(context, answers)?;
+    let (answers, rest) = those_and_the_rest(answers)?;
     let environment_of = |node: &NodeName| {
         session.files.fleet.nodes.get(node).map(|node| node.environment.to_string()).unwrap_or_default()
     };
-    let report = merge(answers, environment_of);
-    context.ui.result(&report, |report, paint| render(report, now(), paint))
+    let mut report = merge(answers, environment_of);
+    report.error = rest.as_ref().map(|error| error.report().error);
+    context.ui.result(&report, |report, paint| render(report, now(), paint))?;
+    rest.map_or(Ok(()), |error| Err(Error { shown: true, ..error }))
 }
 
 /// One row per order, from all nodes' histories.
@@ -139,7 +145,7 @@ fn merge(answers: Vec<(NodeName, Vec<Release>)>, environment_of: impl Fn(&NodeNa
     releases.sort_by_key(|row| {
         (row.environment.clone(), row.app.clone(), row.nodes.iter().map(|node| node.number).max(), row.accepted)
     });
-    ReleasesReport { releases }
+    ReleasesReport { releases, error: None }
 }
 
 /// The stable word for an outcome, and why it failed.

@@ -8,6 +8,7 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("a_dead_node_stops_no_rollback", rollback),
     ("a_dead_node_stops_no_deploy_that_asks_nor_promote", deploy_and_promote),
     ("a_dead_node_stops_no_rm", rm),
+    ("a_dead_node_keeps_nobody_from_reading_the_others", reading),
 ];
 
 const SERVE: &[&str] = &["serve", "3000"];
@@ -121,5 +122,42 @@ fn rm(world: &World) -> Result<()> {
     app.run(&mistyped)?.expect(2)?.says("no node of `production` knows")?;
     app.run(&["rm", "-e", "production", "left-over", "--yes"])?.expect(0)?;
     ensure!(app.socket("prod-2").is_err(), "still live on prod-2");
+    Ok(())
+}
+
+fn reading(world: &World) -> Result<()> {
+    let app = world.app("left-read", SERVE, WEB)?;
+    app.deploy("production", 0)?;
+    app.deploy("staging", 0)?;
+    let without = fleet_without(world, &app, "prod-2")?;
+    let read = |words: &[&str]| app.run(&[words, &["--fleet", &without]].concat());
+    let partly = |words: &[&str], shows: &str| -> Result<()> {
+        read(words)?.expect(9)?.says(shows)?.says("did not answer")?.says("prod-2")?;
+        Ok(())
+    };
+    let (logs, releases) = (["logs", "-e", "production", "left-read"], ["releases", "-e", "production", "left-read"]);
+    partly(&logs, "testapp: listening on 3000")?;
+    partly(&releases, "prod-1")?;
+    partly(&["ps", "-e", "production"], "left-read/web")?;
+    partly(&["node", "ls"], "prod-1")?;
+
+    // A program gets what there is, and what there is not.
+    let json = read(&[&releases[..], &["-o", "json"]].concat())?.expect(9)?.json()?;
+    ensure!(json["releases"].as_array().map(Vec::len) == Some(1) && json["error"]["exit_code"] == 9, "{json}");
+    let lines = read(&[&logs[..], &["-o", "json"]].concat())?.expect(9)?.stdout;
+    ensure!(lines.lines().any(|line| line.contains("listening on 3000")), "{lines}");
+    ensure!(lines.lines().last().is_some_and(|line| line.contains("\"exit_code\":9")), "{lines}");
+    let json = read(&["node", "ls", "-o", "json"])?.expect(9)?.json()?;
+    let reached = json["nodes"].as_array().into_iter().flatten().filter(|node| node["reachable"] == true).count();
+    ensure!(reached == 2, "{json}");
+
+    // Nobody who was asked is away; and nobody who was asked is there.
+    read(&["node", "ls", "-e", "staging"])?.expect(0)?;
+    let nobody = fleet_without(world, &app, "stage-1")?;
+    for words in
+        [&["logs", "-e", "staging", "left-read"][..], &["releases", "-e", "staging"], &["node", "ls", "-e", "staging"]]
+    {
+        app.run(&[words, &["--fleet", &nobody]].concat())?.expect(4)?.says("stage-1")?;
+    }
     Ok(())
 }
