@@ -92,6 +92,13 @@ fn bad_manifest(world: &World) -> Result<()> {
 fn unknown_environment(world: &World) -> Result<()> {
     let app = world.app("nowhere", &["idle"], "")?;
     app.deploy("stagging", 3)?.says("stagging")?.says("staging")?;
+    // Also where the manifest has it: what it says of an environment that nobody has would never be read.
+    app.manifest(&["idle"], "[environments.stagging.services.web]\nenv = { LEVEL = \"warn\" }")?;
+    for command in ["deploy", "plan"] {
+        let ran =
+            app.run(&[&[command, "-e", "staging"][..], if command == "plan" { &[] } else { &["--yes"] }].concat())?;
+        ran.expect(3)?.says("the policy has no environment `stagging`")?.says("did you mean `staging`?")?;
+    }
     Ok(())
 }
 

@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("a_corrupted_pack_runs_nothing", corrupted),
     ("what_is_no_pack_or_no_file_in_the_box", no_pack),
     ("the_box_takes_and_gives_nothing", write_only),
+    ("a_pack_is_not_written_into_the_app", inside),
 ];
 
 const SERVE: &[&str] = &["serve", "3000"];
@@ -170,4 +171,20 @@ fn write_only(world: &World) -> Result<()> {
     ensure!(left.contains("some-file") && !left.contains("other") && !left.contains("link"), "{left}");
     world.on_node("stage-1", &["rm", "-f", &format!("{BOX}/some-file")])?;
     Ok(())
+}
+
+/// It would be a file of the next image, and that one's pack another.
+fn inside(world: &World) -> Result<()> {
+    let app = world.app("unpacked", SERVE, WEB)?;
+    fs::create_dir(app.folder.join("sub"))?;
+    let alias = app.folder.join("../unpacked-alias");
+    std::os::unix::fs::symlink(&app.folder, &alias)?;
+    let absolute = app.folder.join("sub/x.pack").display().to_string();
+    let aliased = alias.join("x.pack").display().to_string();
+    for path in ["x.pack", "sub/x.pack", "./sub/../x.pack", &absolute, &aliased] {
+        app.run(&["build", "--pack", path])?.expect(2)?.says("is in the app's folder")?.says("--pack ../")?;
+    }
+    let left = [app.folder.join("x.pack"), app.folder.join("sub/x.pack")];
+    ensure!(!left.iter().any(|path| path.exists()), "a pack was written");
+    pack(&app, "unpacked.pack", &[]).map(drop)
 }

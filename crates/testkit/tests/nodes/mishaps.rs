@@ -2,7 +2,7 @@
 
 use crate::{left::fleet_via, orders::ssh};
 use anyhow::{Context as _, Result, ensure};
-use bulkhead_testkit::world::{World, noise};
+use bulkhead_testkit::world::{World, get, noise};
 use std::{
     fs,
     io::{Read as _, Write as _},
@@ -14,6 +14,8 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("a_user_that_the_node_does_not_have", wrong_user),
     ("bytes_that_change_on_the_way", changed_bytes),
     ("a_node_that_cannot_mount_images", cannot_mount),
+    ("processes_that_are_left_on_a_volume", leftovers),
+    ("a_link_that_cannot_be_switched", stuck_link),
 ];
 
 const WEB: &str = "port = 3000\ndrain = \"1s\"\nstop = \"1s\"";
@@ -84,6 +86,64 @@ fn cannot_mount(world: &World) -> Result<()> {
     let count = releases["releases"].as_array().map(Vec::len);
     ensure!(count == Some(2), "{count:?} releases: the refused order used one up");
     Ok(())
+}
+
+/// What a unit left behind is on its volume still: nothing is started beside it.
+fn leftovers(world: &World) -> Result<()> {
+    let app = world.app("haunted", &["serve", "3000"], &format!("{WEB}\nvolumes = {{ data = \"/data\" }}"))?;
+    app.deploy("staging", 0)?;
+    app.run(&["stop", "-e", "staging", "haunted", "--yes"])?.expect(0)?;
+    // As one that the kernel does not let go of, in the place where systemd has its unit's processes.
+    let unit = "bulkhead-haunted.web.r1.service";
+    let script = "mkdir -p $0; sleep 3600 </dev/null >/dev/null 2>&1 & echo $! > $0/cgroup.procs; echo $!";
+    let group = format!("/sys/fs/cgroup/bulkhead.slice/{unit}");
+    let left = world.on_node("stage-1", &["sh", "-c", script, &group])?;
+    let start = ["start", "-e", "staging", "haunted", "--yes"];
+    let refused = app.run(&start);
+    let processes = world.on_node("stage-1", &["cat", &format!("{group}/cgroup.procs")]);
+    world.on_node("stage-1", &["kill", "-KILL", left.trim()])?;
+    refused?.expect(8)?.says(unit)?.says("processes of it go on running")?;
+    ensure!(processes?.trim() == left.trim(), "another process was started beside the one that was left");
+    app.run(&start)?.expect(0)?;
+    app.serves("stage-1", "1")
+}
+
+/// The names by which connections reach a release cannot be made ready, or not be replaced: either way it is
+/// told, those who come reach the old one, and the next order makes it good.
+fn stuck_link(world: &World) -> Result<()> {
+    let app = world.app("pinned", &["serve", "3000"], WEB)?;
+    app.deploy("staging", 0)?;
+    let old = app.socket("stage-1")?;
+    let links = app.node_root("stage-1")?.join("run/bulkhead/live/pinned");
+
+    fs::create_dir(links.join(".web"))?;
+    app.write("version.txt", "2")?;
+    let failed = app.run(&["deploy", "-e", "staging", "--yes"]);
+    fs::remove_dir(links.join(".web"))?;
+    failed?.expect(8)?.says("/run/bulkhead/live/pinned/.web")?.says("not all of it could be undone")?;
+    ensure!(app.socket("stage-1")? == old, "the link is another");
+    app.serves("stage-1", "1")?;
+    app.deploy("staging", 0)?;
+    app.serves("stage-1", "2")?;
+
+    // A directory leads to the old one as the link did, and no link takes its place.
+    let (old, link) = (app.socket("stage-1")?, links.join("web"));
+    app.write("version.txt", "3")?;
+    let target = fs::read_link(&link)?;
+    fs::remove_file(&link)?;
+    fs::create_dir(&link)?;
+    std::os::unix::fs::symlink(target.join("sock"), link.join("sock"))?;
+    let told = app.run(&["deploy", "-e", "staging", "--yes"]);
+    let served = get(&old, "/version");
+    fs::remove_dir_all(&link)?;
+    told?
+        .expect(0)?
+        .says("not all new connections reach the new release yet")?
+        .says("/run/bulkhead/live/pinned/web")?;
+    let (status, body) = served?;
+    ensure!((status, body.trim()) == (200, "2"), "the old one does not serve: {status} {body}");
+    app.run(&["restart", "-e", "staging", "pinned", "--yes"])?.expect(0)?;
+    app.serves("stage-1", "3")
 }
 
 /// Passes bytes on; the one at this place on its way to the node is changed.

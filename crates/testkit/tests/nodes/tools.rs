@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("a_tool_reaches_no_other_service_and_nothing_of_the_node", confined),
     ("a_service_sees_nothing_of_a_tool", unseen),
     ("a_capture_sees_packets_and_nothing_else", captured),
+    ("a_tool_makes_no_namespace_and_no_mount", shut_in),
     ("exit_codes_time_and_interruptions", ends),
     ("a_tool_is_gone_with_its_client", client_gone),
     ("a_tool_is_gone_with_its_keeper", keeper_gone),
@@ -284,6 +285,42 @@ fn captured(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// A service whose packets break the tool that captures them reaches no more of the kernel than it did.
+fn shut_in(world: &World) -> Result<()> {
+    let app = app(world, "shut-in")?;
+    for rights in [&["--capture"][..], &[]] {
+        for script in [
+            "busybox unshare -U true",
+            "busybox unshare -r -m busybox mount -t tmpfs x /tmp",
+            "busybox unshare -r -n true",
+            "busybox mount -t tmpfs x /tmp",
+            "busybox umount /proc",
+            "busybox chroot / /usr/bin/busybox true",
+        ] {
+            let ran = look(&app, rights, &["sh", "-c", script])?;
+            let said = ran.to_string();
+            let is_refused = said.contains("not permitted") || said.contains("ermission denied");
+            ensure!(ran.code != 0 && is_refused, "{rights:?} `{script}`: {said}");
+        }
+        // What else it starts, it can: pipes, and threads.
+        look(&app, rights, &["sh", "-c", "seq 3 | wc -l"])?.expect(0)?.says("3")?;
+    }
+    // And packets are captured as before.
+    let target = target_of(&app);
+    let tool = ["tcpdump", "-n", "-i", "lo", "-c", "2", "port", "3000"];
+    let mut child =
+        world.spawn(&app.folder, &[&["look", "-e", "staging", &target, "--capture", "--"][..], &tool].concat())?;
+    let end = Instant::now() + PATIENCE;
+    while child.try_wait()?.is_none() {
+        app.get("stage-1", "/version")?;
+        ensure!(Instant::now() < end, "nothing was captured");
+    }
+    let output = child.wait_with_output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success() && text.matches(".3000").count() >= 2, "{output:?}");
+    Ok(())
+}
+
 fn ends(world: &World) -> Result<()> {
     let app = app(world, "ending")?;
     look(&app, &[], &["sh", "-c", "echo out; echo err >&2; exit 3"])?.expect(3)?.says("out")?.says("err")?;
@@ -319,9 +356,21 @@ fn client_gone(world: &World) -> Result<()> {
     none_is_left(world, &app)?;
     let text = world.on_node("stage-1", &["ps", "-e", "-o", "args="])?;
     ensure!(!text.contains("sleep 200"), "{unit}: {text}");
-    let files = world.on_node("stage-1", &["sh", "-c", "ls /run/bulkhead/tools /run/systemd/system"])?;
-    ensure!(!files.contains(&unit), "{files}");
-    Ok(())
+    traces(world, &unit)
+}
+
+/// Waits until nothing of a tool is in `/run`: no unit, no socket, no user id.
+fn traces(world: &World, unit: &str) -> Result<()> {
+    let id = unit.trim_start_matches("bulkhead-tool-").trim_end_matches(".service");
+    let script = "ls /run/bulkhead/tools /run/systemd/system; cat /run/bulkhead/tools/ids/* 2>/dev/null; true";
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let files = world.on_node("stage-1", &["sh", "-c", script])?;
+        if !files.contains(id) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "something of {id} is left: {files}");
+    }
 }
 
 fn keeper_gone(world: &World) -> Result<()> {
@@ -333,6 +382,7 @@ fn keeper_gone(world: &World) -> Result<()> {
     world.on_node("stage-1", &["sh", "-c", script, &socket])?;
     none_is_left(world, &app)?;
     child.wait()?;
+    traces(world, &unit)?;
     app.serves("stage-1", "1")
 }
 
