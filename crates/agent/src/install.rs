@@ -11,6 +11,9 @@
 //! install/tree.rs    a system's tree: compare, write durably, run its programs
 //! install/sshd.rs    which OpenSSH is there, and the configuration for it
 //! install/live.rs    taking over on a running system, and who else listens
+//! install/before.rs  what the machine was before, to be given back
+//! install/trial.rs   the dead man's switch of an adoption
+//! install/uninstall.rs  the way back
 //! ```
 //!
 //! Invariants:
@@ -19,10 +22,13 @@
 //! - An installed node is not given another identity, nor a policy that does
 //!   not follow from the one it has pinned.
 
+mod before;
 mod layout;
 mod live;
 mod sshd;
 mod tree;
+mod trial;
+mod uninstall;
 
 use bulkhead_core::{
     node::{NodeConfig, NodeIdentity},
@@ -36,8 +42,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use before::Before;
 pub use layout::authorized_keys;
 use tree::Tree;
+pub use trial::{confirm, revert};
+pub use uninstall::{Removal, UninstallOptions, uninstall};
 
 /// The longest configuration that is read: a policy and its signatures, escaped as JSON.
 const CONFIG_MAX_BYTES: u64 = 4 << 20;
@@ -133,6 +142,12 @@ pub enum InstallError {
         /// Its user id.
         uid: u32,
     },
+    /// The stock SSH server did not start; the node's own was started again.
+    #[error("the stock SSH server does not start, so the node's own goes on: {message}")]
+    StockSshFailed {
+        /// What systemd said.
+        message: String,
+    },
     /// The new SSH server did not start; the stock one was put back.
     #[error("bulkhead-sshd.service did not start, the stock SSH server was put back: {message}")]
     SshdFailed {
@@ -147,17 +162,39 @@ pub enum InstallError {
 /// # Errors
 /// What could not be done. Changes made before it stay, and a repetition goes on from there.
 pub fn install(root: &Path, config: &NodeConfig, agent: &Path) -> Result<Report, InstallError> {
+    lay_out(root, config, agent, false)
+}
+
+/// As [`install`]; where that takes the place of a stock SSH server that runs, it comes back by itself unless a request
+/// reaches the keeper within [`bulkhead_core::node::CONFIRM_WITHIN_S`].
+///
+/// # Errors
+/// As [`install`].
+pub fn adopt(root: &Path, config: &NodeConfig, agent: &Path) -> Result<Report, InstallError> {
+    lay_out(root, config, agent, true)
+}
+
+fn lay_out(root: &Path, config: &NodeConfig, agent: &Path, on_trial: bool) -> Result<Report, InstallError> {
     let mut tree = Tree::open(root)?;
     let version = check_facilities(&tree)?;
     check_identity(&tree, config)?;
     let policy = check_policy(&tree, config)?;
 
+    let is_node = tree.exists(layout::IDENTITY);
     tree.accounts(&layout::ACCOUNTS)?;
-    for item in layout::items(&tree, config, &policy, &version, agent)? {
+    let items = layout::items(&tree, config, &policy, &version, agent)?;
+    Before::record(&mut tree, &items, is_node)?;
+    for item in items {
         tree.apply(&item)?;
     }
     let host_key = sshd::host_key(&mut tree, config)?;
     sshd::check(&tree)?;
+    if tree.is_live() {
+        live::prepare(&mut tree)?;
+        if on_trial && live::stock_ssh_runs(&tree)? {
+            trial::arm(&mut tree)?;
+        }
+    }
     // Only now, when the new server's configuration is known to be good.
     for item in layout::masks(&tree) {
         tree.apply(&item)?;
@@ -213,7 +250,7 @@ pub fn verify(root: &Path) -> Result<Vec<String>, InstallError> {
     Ok(differences)
 }
 
-/// `bulkhead-agent install [--root DIR] [--verify]`: reads a [`NodeConfig`] as
+/// `bulkhead-agent install [--root DIR] [--verify | --adopt]`: reads a [`NodeConfig`] as
 /// JSON from standard input and writes a [`Report`] as JSON to standard output.
 ///
 /// # Errors
@@ -221,12 +258,14 @@ pub fn verify(root: &Path) -> Result<Vec<String>, InstallError> {
 pub fn command(arguments: &[String]) -> Result<String, String> {
     let mut root = PathBuf::from("/");
     let mut compare = false;
+    let mut on_trial = false;
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         match argument.as_str() {
             "--root" => root = rest.next().ok_or("--root needs a directory")?.into(),
             "--verify" => compare = true,
-            other => return Err(format!("unknown argument `{other}`; known: --root DIR, --verify")),
+            "--adopt" => on_trial = true,
+            other => return Err(format!("unknown argument `{other}`; known: --root DIR, --verify, --adopt")),
         }
     }
     let result = if compare {
@@ -236,11 +275,29 @@ pub fn command(arguments: &[String]) -> Result<String, String> {
             .and_then(|config| {
                 let agent = std::env::current_exe()
                     .map_err(|source| InstallError::Run { program: "bulkhead-agent".to_owned(), source })?;
-                install(&root, &config, &agent)
+                lay_out(&root, &config, &agent, on_trial)
             })
             .map(|report| to_json(&report))
     };
     result.map_err(|error| chain(&error))
+}
+
+/// `bulkhead-agent uninstall [--root DIR] [--volumes]`: writes a [`Removal`] as JSON to standard output.
+///
+/// # Errors
+/// A sentence for standard error, its causes included.
+pub fn uninstall_command(arguments: &[String]) -> Result<String, String> {
+    let mut root = PathBuf::from("/");
+    let mut options = UninstallOptions::default();
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        match argument.as_str() {
+            "--root" => root = rest.next().ok_or("--root needs a directory")?.into(),
+            "--volumes" => options.volumes = true,
+            other => return Err(format!("unknown argument `{other}`; known: --root DIR, --volumes")),
+        }
+    }
+    uninstall(&root, options).map(|removal| to_json(&removal)).map_err(|error| chain(&error))
 }
 
 fn to_json(value: &impl Serialize) -> String {

@@ -13,7 +13,8 @@ use std::{
 
 const USAGE: &str = "usage: bulkhead-agent gate | keeper | boot | settle | scrub | mount IMAGE | unmount IMAGE
        bulkhead-agent await-port PORT PROGRAM [ARGUMENT…] | tool ID
-       bulkhead-agent install [--root DIR] [--verify]
+       bulkhead-agent install [--root DIR] [--verify | --adopt]
+       bulkhead-agent uninstall [--root DIR] [--volumes] | revert
        bulkhead-agent --version";
 
 /// What to say on standard output, or on standard error and fail.
@@ -55,6 +56,8 @@ fn command(arguments: &[String]) -> Outcome {
         ["await-port", port, program, ref arguments @ ..] => await_port(port, program, arguments),
         ["tool", id] => tool::run(&paths, id).map(|()| String::new()),
         ["install", ..] => install::command(&arguments[1..]),
+        ["uninstall", ..] => install::uninstall_command(&arguments[1..]),
+        ["revert"] => install::revert(Path::new("/")),
         ["--version" | "-V"] => Ok(format!("bulkhead-agent {}", env!("CARGO_PKG_VERSION"))),
         _ => return Err(USAGE.into()),
     };

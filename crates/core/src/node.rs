@@ -5,6 +5,30 @@
 use crate::name::{EnvironmentName, FleetName, NodeName};
 use serde::{Deserialize, Serialize};
 
+/// Stock units that listen to a network and have no place on a node: an
+/// installation stops and masks those that are there. The last two are made by
+/// systemd's own generator where it finds an sshd.
+pub const UNWANTED_UNITS: [&str; 13] = [
+    "ssh.service",
+    "ssh.socket",
+    "sshd.service",
+    "sshd.socket",
+    "rpcbind.service",
+    "rpcbind.socket",
+    "exim4.service",
+    "avahi-daemon.service",
+    "avahi-daemon.socket",
+    "cups.service",
+    "cups.socket",
+    "sshd-unix-local.socket",
+    "sshd-vsock.socket",
+];
+
+/// How long a machine that is being adopted waits for the first request through
+/// its new SSH server, before it gives the stock one back. The same as in the
+/// agent's `bulkhead-adoption.timer`.
+pub const CONFIRM_WITHIN_S: u64 = 300;
+
 /// Who a node is: the whole of `/etc/bulkhead/node.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -3,7 +3,7 @@
 
 use super::{InstallError, bare_key, sshd, tree::Tree};
 use bulkhead_core::{
-    node::NodeConfig,
+    node::{NodeConfig, UNWANTED_UNITS},
     policy::{Policy, Role},
 };
 use std::{fmt::Write as _, path::Path};
@@ -26,11 +26,20 @@ pub(super) const NFTABLES: &str = "etc/bulkhead/nftables.conf";
 pub(super) const JOURNALD: &str = "etc/systemd/journald.conf.d/bulkhead.conf";
 /// Directories that do not outlive a boot.
 pub(super) const TMPFILES: &str = "etc/tmpfiles.d/bulkhead.conf";
+/// While this is there cloud-init(1) does not run.
+pub(super) const CLOUD_INIT_OFF: &str = "etc/cloud/cloud-init.disabled";
+/// There while an adoption is not confirmed.
+pub(super) const TRIAL: &str = "var/lib/bulkhead/adoption-pending";
+/// Where the resolver's addresses are found.
+pub(super) const RESOLV_CONF: &str = "etc/resolv.conf";
+/// systemd's generator of more SSH listeners, and what masks it.
+const SSH_GENERATOR: (&str, &str) =
+    ("usr/lib/systemd/system-generators/systemd-ssh-generator", "etc/systemd/system-generators/systemd-ssh-generator");
 /// The host key; its public half is beside it with `.pub`.
 pub(super) const HOST_KEY: &str = "etc/bulkhead/ssh_host_ed25519_key";
 
-const UNIT_DIRECTORY: &str = "etc/systemd/system";
-const RESOLVED: &str = "etc/systemd/resolved.conf.d/bulkhead.conf";
+pub(super) const UNIT_DIRECTORY: &str = "etc/systemd/system";
+pub(super) const RESOLVED: &str = "etc/systemd/resolved.conf.d/bulkhead.conf";
 
 /// An account of the node.
 #[derive(Debug)]
@@ -77,7 +86,7 @@ impl Item {
 }
 
 /// Units and their texts. Instances of templates are started by what needs them.
-const UNITS: [(&str, &str); 9] = [
+pub(super) const UNITS: [(&str, &str); 11] = [
     ("bulkhead-sshd.service", include_str!("../../files/bulkhead-sshd.service")),
     ("bulkhead-nftables.service", include_str!("../../files/bulkhead-nftables.service")),
     ("bulkhead-keeper.socket", include_str!("../../files/bulkhead-keeper.socket")),
@@ -87,22 +96,8 @@ const UNITS: [(&str, &str); 9] = [
     ("bulkhead-boot.service", include_str!("../../files/bulkhead-boot.service")),
     ("bulkhead-scrub.service", include_str!("../../files/bulkhead-scrub.service")),
     ("bulkhead-scrub.timer", include_str!("../../files/bulkhead-scrub.timer")),
-];
-
-/// Stock services that listen to a network and have no place on a node. Those
-/// that are not installed are not masked.
-const UNWANTED: [&str; 11] = [
-    "ssh.service",
-    "ssh.socket",
-    "sshd.service",
-    "sshd.socket",
-    "rpcbind.service",
-    "rpcbind.socket",
-    "exim4.service",
-    "avahi-daemon.service",
-    "avahi-daemon.socket",
-    "cups.service",
-    "cups.socket",
+    ("bulkhead-adoption.service", include_str!("../../files/bulkhead-adoption.service")),
+    ("bulkhead-adoption.timer", include_str!("../../files/bulkhead-adoption.timer")),
 ];
 
 /// Everything but accounts, the host key and the masks, in the order it is to be written.
@@ -169,6 +164,19 @@ pub(super) fn items(
     if tree.exists("usr/lib/systemd/systemd-resolved") || tree.exists("lib/systemd/systemd-resolved") {
         resolver(tree, &mut items)?;
     }
+    if tree.exists(SSH_GENERATOR.0) {
+        items.push(Item::Directory {
+            path: "etc/systemd/system-generators".to_owned(),
+            mode: 0o755,
+            owner: Owner::Root,
+        });
+    }
+    if tree.exists("usr/bin/cloud-init") {
+        // At each boot it would make accounts, keys and an sshd configuration by what the provider's metadata says,
+        // which a node cannot ask anyway.
+        let contents = b"# Bulkhead: what a node is, its orders say.\n".to_vec();
+        items.push(Item::File { path: CLOUD_INIT_OFF.to_owned(), mode: 0o644, contents });
+    }
     for (name, contents) in UNITS {
         for target in contents.lines().filter_map(|line| line.strip_prefix("WantedBy=")) {
             let wants = format!("{UNIT_DIRECTORY}/{target}.wants");
@@ -187,7 +195,7 @@ fn resolver(tree: &Tree, items: &mut Vec<Item>) -> Result<(), InstallError> {
         mode: 0o644,
         contents: include_bytes!("../../files/resolved.conf").to_vec(),
     });
-    let link = "etc/resolv.conf";
+    let link = RESOLV_CONF;
     if tree.link_target(link)?.is_some_and(|target| target.ends_with("stub-resolv.conf")) {
         items.push(Item::Symlink { path: link.to_owned(), target: "/run/systemd/resolve/resolv.conf".to_owned() });
     }
@@ -196,15 +204,15 @@ fn resolver(tree: &Tree, items: &mut Vec<Item>) -> Result<(), InstallError> {
 
 /// Masks for the stock services that are installed here.
 pub(super) fn masks(tree: &Tree) -> Vec<Item> {
-    unwanted(tree)
-        .map(|unit| Item::Symlink { path: format!("{UNIT_DIRECTORY}/{unit}"), target: "/dev/null".to_owned() })
-        .collect()
+    let units = unwanted(tree).map(|unit| format!("{UNIT_DIRECTORY}/{unit}"));
+    let generator = tree.exists(SSH_GENERATOR.0).then(|| SSH_GENERATOR.1.to_owned());
+    units.chain(generator).map(|path| Item::Symlink { path, target: "/dev/null".to_owned() }).collect()
 }
 
 /// The unwanted services that are installed here.
 pub(super) fn unwanted(tree: &Tree) -> impl Iterator<Item = &'static str> {
-    UNWANTED.into_iter().filter(|unit| {
-        ["usr/lib/systemd/system", "lib/systemd/system", UNIT_DIRECTORY]
+    UNWANTED_UNITS.into_iter().filter(|unit| {
+        ["usr/lib/systemd/system", "lib/systemd/system", UNIT_DIRECTORY, "run/systemd/generator"]
             .iter()
             .any(|directory| tree.exists(&format!("{directory}/{unit}")))
     })

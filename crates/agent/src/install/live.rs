@@ -2,16 +2,17 @@
 
 use super::{
     InstallError,
+    before::Before,
     layout::{self, JOURNALD, NFTABLES, SSHD_CONFIG, TMPFILES},
     tree::Tree,
 };
 use std::{collections::BTreeSet, net::Ipv6Addr};
 
-const SYSTEMCTL: &str = "/usr/bin/systemctl";
+pub(super) const SYSTEMCTL: &str = "/usr/bin/systemctl";
 const SSHD: &str = "bulkhead-sshd.service";
 
-/// Puts what was written into force: directories, packet filter, keeper, and last the SSH server.
-pub(super) fn take_over(tree: &mut Tree) -> Result<(), InstallError> {
+/// Puts what was written into force, but for the SSH server: directories, packet filter, keeper.
+pub(super) fn prepare(tree: &mut Tree) -> Result<(), InstallError> {
     tree.run("/usr/bin/systemd-tmpfiles", &["--create", &format!("/{TMPFILES}")])?;
     if tree.wrote("etc/systemd/system") {
         tree.run(SYSTEMCTL, &["daemon-reload"])?;
@@ -25,11 +26,16 @@ pub(super) fn take_over(tree: &mut Tree) -> Result<(), InstallError> {
     }
     let filter = if tree.wrote(NFTABLES) { "reload-or-restart" } else { "start" };
     tree.run(SYSTEMCTL, &[filter, "bulkhead-nftables.service"])?;
-    tree.run(SYSTEMCTL, &["start", "bulkhead-keeper.socket"])?;
+    tree.run(SYSTEMCTL, &["start", "bulkhead-keeper.socket"]).map(drop)
+}
 
+/// Puts the node's SSH server in the place of the stock one. The masks are on disk by then, and systemd must not have
+/// read them: of a masked unit it would kill every process, sessions and this program too, where the stock unit's own
+/// settings have it end the listener alone.
+pub(super) fn take_over(tree: &mut Tree) -> Result<(), InstallError> {
     let (runs, _) = tree.run_any(SYSTEMCTL, &["is-active", "--quiet", SSHD])?;
     let restart = !runs || tree.wrote(SSHD_CONFIG) || tree.wrote("etc/systemd/system/bulkhead-sshd");
-    // A mask stops nothing. Sessions of the stock server go on: its unit kills the listener alone.
+    // A mask stops nothing.
     for unit in layout::unwanted(tree).collect::<Vec<_>>() {
         let (_, state) = tree.run_any(SYSTEMCTL, &["is-active", unit])?;
         // One that is about to be restarted would take the port between two of ours.
@@ -46,18 +52,91 @@ pub(super) fn take_over(tree: &mut Tree) -> Result<(), InstallError> {
         }
         tree.changed(format!("started {SSHD}"));
     }
+    tree.run(SYSTEMCTL, &["daemon-reload"])?;
     tree.run(SYSTEMCTL, &["start", "bulkhead-scrub.timer"])?;
     tree.run(SYSTEMCTL, &["start", "--no-block", "bulkhead-boot.service"])?;
     Ok(())
 }
 
+/// Whether one of the stock SSH servers serves now.
+pub(super) fn stock_ssh_runs(tree: &Tree) -> Result<bool, InstallError> {
+    for unit in layout::unwanted(tree).filter(|unit| unit.starts_with("ssh")).collect::<Vec<_>>() {
+        if tree.run_any(SYSTEMCTL, &["is-active", "--quiet", unit])?.0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// A machine without any SSH server could not be reached any more.
 fn put_back(tree: &mut Tree) -> Result<(), InstallError> {
-    for item in layout::masks(tree) {
-        tree.remove(item.path())?;
-    }
+    let before = Before::read(tree)?.unwrap_or_default();
+    before.unmask(tree)?;
     tree.run(SYSTEMCTL, &["daemon-reload"])?;
-    tree.run(SYSTEMCTL, &["start", "ssh.service"]).map(drop)
+    for unit in before.ssh_units(tree) {
+        tree.run(SYSTEMCTL, &["start", &unit])?;
+    }
+    Ok(())
+}
+
+/// Puts the stock SSH server, and what else was stopped, back in the place of the node's own, and takes the packet
+/// filter away. Where the stock server does not start the node's own does again, so that there is always one.
+pub(super) fn give_back(tree: &mut Tree, before: &Before) -> Result<(), InstallError> {
+    before.unmask(tree)?;
+    tree.run(SYSTEMCTL, &["daemon-reload"])?;
+    // It may have lost its host keys: a one-time key is dropped, and some providers make none.
+    if !tree.names("etc/ssh")?.iter().any(|name| name.starts_with("ssh_host_") && name.ends_with("_key")) {
+        tree.run("/usr/bin/ssh-keygen", &["-A"])?;
+        tree.changed("made new host keys for the stock SSH server".to_owned());
+    }
+    let units = before.ssh_units(tree);
+    let mut down = Vec::new();
+    for unit in &units {
+        if !tree.run_any(SYSTEMCTL, &["is-active", "--quiet", unit])?.0 {
+            down.push(unit.as_str());
+        }
+    }
+    if !down.is_empty() {
+        // Sessions go on: only the listener is ended. Both want port 22.
+        tree.run_any(SYSTEMCTL, &["stop", SSHD])?;
+        for unit in &down {
+            // Two names may be one unit's.
+            if tree.run_any(SYSTEMCTL, &["is-active", "--quiet", unit])?.0 {
+                continue;
+            }
+            let (started, message) = tree.run_any(SYSTEMCTL, &["start", unit])?;
+            if !started {
+                tree.run_any(SYSTEMCTL, &[&["stop"], down.as_slice()].concat())?;
+                tree.run(SYSTEMCTL, &["start", SSHD])?;
+                return Err(InstallError::StockSshFailed { message: message.trim().to_owned() });
+            }
+            tree.changed(format!("started {unit}"));
+        }
+    }
+    for path in tree.names("etc/systemd/system")? {
+        // Out of the boot first: a power cut from here on must not leave two servers for one port.
+        if path.ends_with(".wants") {
+            for unit in [SSHD, "bulkhead-nftables.service"] {
+                tree.take_away(&format!("etc/systemd/system/{path}/{unit}"))?;
+            }
+        }
+    }
+    for unit in [SSHD, "bulkhead-nftables.service"] {
+        if tree.run_any(SYSTEMCTL, &["is-active", "--quiet", unit])?.0 {
+            tree.run(SYSTEMCTL, &["stop", unit])?;
+            tree.changed(format!("stopped {unit}"));
+        }
+    }
+    if tree.run_any("/usr/sbin/nft", &["list", "table", "inet", "bulkhead"])?.0 {
+        tree.run("/usr/sbin/nft", &["delete", "table", "inet", "bulkhead"])?;
+        tree.changed("took the packet filter away".to_owned());
+    }
+    for unit in before.running().map(str::to_owned).collect::<Vec<_>>() {
+        if !units.contains(&unit) && tree.run_any(SYSTEMCTL, &["start", &unit])?.0 {
+            tree.changed(format!("started {unit}"));
+        }
+    }
+    Ok(())
 }
 
 /// A note for each port other than SSH on which something listens beyond the machine itself.

@@ -4,6 +4,7 @@ use super::{
     InstallError,
     layout::{Account, HOME, Item, Owner},
 };
+use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File, Permissions},
     io::{self, Write as _},
@@ -22,6 +23,23 @@ pub(super) struct Tree {
     changes: Vec<String>,
     changed_paths: Vec<String>,
 }
+
+/// What a path was before something else was put there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Was {
+    Absent,
+    Link(PathBuf),
+    File {
+        mode: u32,
+        contents: Vec<u8>,
+    },
+    /// A directory, a device: of no use as what it would be replaced with, so it never is.
+    Other,
+}
+
+/// A unit file or a list of name servers is far below this.
+const KEPT_MAX_BYTES: u64 = 1 << 20;
 
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InstallError {
     let path = path.to_owned();
@@ -74,6 +92,75 @@ impl Tree {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(None),
             other => absent(other).map_err(failed("read the link", &path)),
         }
+    }
+
+    /// What is at a path now.
+    pub(super) fn what_is(&self, relative: &str) -> Result<Was, InstallError> {
+        let path = self.path(relative);
+        let Some(found) = absent(path.symlink_metadata()).map_err(failed("examine", &path))? else {
+            return Ok(Was::Absent);
+        };
+        if let Some(target) = self.link_target(relative)? {
+            return Ok(Was::Link(target));
+        }
+        if !found.is_file() || found.len() > KEPT_MAX_BYTES {
+            return Ok(Was::Other);
+        }
+        Ok(Was::File { mode: found.mode() & 0o7777, contents: self.read(relative)?.unwrap_or_default() })
+    }
+
+    /// Makes a path again what it was.
+    pub(super) fn give_back(&mut self, relative: &str, was: &Was) -> Result<(), InstallError> {
+        if *was == Was::Other || self.what_is(relative)? == *was {
+            return Ok(());
+        }
+        let path = self.path(relative);
+        match was {
+            Was::Absent => return self.take_away(relative),
+            Was::Link(target) => replace(&path, |temporary| symlink(target, temporary))?,
+            Was::File { mode, contents } => replace(&path, |temporary| {
+                let mut file = File::create_new(temporary)?;
+                file.set_permissions(Permissions::from_mode(*mode))?;
+                file.write_all(contents)?;
+                file.sync_all()
+            })?,
+            Was::Other => {}
+        }
+        self.changed(format!("put /{relative} back"));
+        self.changed_paths.push(relative.to_owned());
+        Ok(())
+    }
+
+    /// Removes a file, or a directory with all it holds, and reports it. Nothing happens where there is none.
+    pub(super) fn take_away(&mut self, relative: &str) -> Result<(), InstallError> {
+        let path = self.path(relative);
+        let Some(found) = absent(path.symlink_metadata()).map_err(failed("examine", &path))? else { return Ok(()) };
+        let removed = if found.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        absent(removed).map_err(failed("remove", &path))?;
+        sync_directory_of(&path)?;
+        self.changed(format!("removed /{relative}"));
+        self.changed_paths.push(relative.to_owned());
+        Ok(())
+    }
+
+    /// Removes a directory that holds nothing.
+    pub(super) fn take_away_if_empty(&mut self, relative: &str) -> Result<(), InstallError> {
+        if self.exists(relative) && self.names(relative)?.is_empty() {
+            self.take_away(relative)?;
+        }
+        Ok(())
+    }
+
+    /// The names in a directory, sorted; none where there is none.
+    pub(super) fn names(&self, relative: &str) -> Result<Vec<String>, InstallError> {
+        let path = self.path(relative);
+        let Some(entries) = absent(fs::read_dir(&path)).map_err(failed("list", &path))? else { return Ok(Vec::new()) };
+        let mut names = Vec::new();
+        for entry in entries {
+            names.push(entry.map_err(failed("list", &path))?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(names)
     }
 
     pub(super) fn into_changes(self) -> Vec<String> {
@@ -162,6 +249,23 @@ impl Tree {
                     self.changed(format!("set home, shell and password of the account `{name}`"));
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Removes an account of the node. One that belongs to a person is left alone.
+    pub(super) fn remove_account(&mut self, name: &str) -> Result<(), InstallError> {
+        if let Some(line) = self.database("etc/passwd", name)? {
+            let uid: u32 = line.get(2).and_then(|uid| uid.parse().ok()).unwrap_or(FIRST_PERSON_UID);
+            if uid >= FIRST_PERSON_UID {
+                return Ok(());
+            }
+            // By force: the request that leads to this may itself be a session of the account.
+            self.run("/usr/sbin/userdel", &["--force", name])?;
+            self.changed(format!("removed the account `{name}`"));
+        }
+        if self.database("etc/group", name)?.is_some() {
+            self.run("/usr/sbin/groupdel", &[name])?;
         }
         Ok(())
     }
