@@ -9,6 +9,7 @@
 //! | [`ssh`] | a node as an SSH target, connections, channels |
 //! | [`frames`] | frames over byte streams, bounded in size and time |
 //! | [`client`] | requests to a node's gate and the conversation that follows |
+//! | [`bootstrap`] | from a stock machine to a node, over its provider's login |
 //! | [`sign`] | SSHSIG signatures with keys that people have |
 //! | [`memory`] | what this machine remembers of nodes; wrong memory costs time only |
 //! | `local` | the local fleet: real systems on this machine (Linux) |
@@ -18,6 +19,7 @@
 //! Waiting is bounded everywhere, and so is what a node can make this side hold.
 
 pub mod agent;
+pub mod bootstrap;
 pub mod client;
 pub mod config;
 pub mod frames;
@@ -32,4 +34,4 @@ pub mod ssh;
 
 pub use client::{Conversation, NodeClient, NodeError, printable};
 pub use identity::Identities;
-pub use ssh::{ConnectError, Connection, Target, Timeouts, connect, resolve};
+pub use ssh::{ConnectError, Connection, HostKey, Target, Timeouts, connect, resolve, resolve_machine};

@@ -14,7 +14,7 @@ mod stream;
 mod target;
 
 pub use channel::{Channel, ChannelReader, ChannelWriter, Ending, EndingHandle};
-pub use target::{ResolveError, Target, resolve};
+pub use target::{HostKey, HostKeyError, ResolveError, Target, resolve, resolve_machine};
 
 use crate::{
     identity::{Candidate, Identities, IdentityError, Source, fingerprint},
@@ -143,6 +143,18 @@ pub enum ConnectError {
         shown: String,
         /// Where the known key stands.
         place: String,
+    },
+    /// The host shows another key than the given one.
+    #[error(
+        "{address} shows the host key {shown}, not {expected}, which was given. Either what was given is not the fingerprint of its Ed25519 key (`ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on its console), or someone stands between you and it. Nothing was sent"
+    )]
+    HostKeyOther {
+        /// Where.
+        address: String,
+        /// The given key's fingerprint.
+        expected: String,
+        /// The shown key's fingerprint.
+        shown: String,
     },
     /// The host shows a key that is marked as revoked.
     #[error("the host key of {address}, {shown}, is revoked in {place}. Nothing was sent")]
@@ -616,6 +628,8 @@ impl Said {
 #[derive(Debug)]
 struct Known {
     keys: Vec<KnownEntry>,
+    /// The one key that a person gave; there are no others then.
+    given: Option<HostKey>,
     name: String,
 }
 
@@ -631,6 +645,9 @@ impl Known {
     fn of(target: &Target) -> Result<Self, ConnectError> {
         let address = target.address();
         let (keys, name) = match &target.trust {
+            HostTrust::Given(key) => {
+                return Ok(Self { keys: vec![], given: Some(key.clone()), name: target.host.clone() });
+            }
             HostTrust::Pinned { blob } => {
                 let algorithm = PublicKey::from_bytes(blob).ok().map(|key| key.algorithm());
                 let place = format!("fleet.toml ({})", target.node);
@@ -649,7 +666,7 @@ impl Known {
                 (keys.into_iter().map(entry).collect(), name)
             }
         };
-        let known = Self { keys, name };
+        let known = Self { keys, given: None, name };
         let usable = |entry: &&KnownEntry| entry.algorithm.as_ref().is_some_and(|a| SUPPORTED.contains(a));
         let live: Vec<&KnownEntry> = known.keys.iter().filter(|entry| !entry.revoked).collect();
         if !live.is_empty() && !live.iter().any(usable) {
@@ -675,6 +692,14 @@ impl Known {
         };
         let address = address.to_owned();
         let shown = fingerprint(&blob);
+        if let Some(given) = &self.given {
+            let expected = given.fingerprint().to_owned();
+            return if expected == shown {
+                Ok(())
+            } else {
+                Err(ConnectError::HostKeyOther { address, expected, shown })
+            };
+        }
         if let Some(entry) = self.keys.iter().find(|entry| entry.revoked && entry.blob == blob) {
             return Err(ConnectError::HostKeyRevoked { address, shown, place: entry.place.clone() });
         }

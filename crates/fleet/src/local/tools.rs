@@ -1,6 +1,7 @@
 //! Programs of this machine that a local fleet needs.
 
 use super::LocalError;
+use crate::bootstrap::NoAgent;
 use serde::Serialize;
 use std::{
     ffi::OsStr,
@@ -59,29 +60,12 @@ pub fn missing_tools() -> Vec<Tool> {
         .collect()
 }
 
-/// The agent's static binary, as nodes run it: the file that `BULKHEAD_AGENT`
-/// names, else `bulkhead-agent` beside this program, else the one that cargo
-/// built for `x86_64-unknown-linux-gnu` in the target directory this program is in.
+/// The agent's static binary; see [`crate::bootstrap::find_agent`].
 ///
 /// # Errors
 /// Where it was looked for in vain.
 pub fn find_agent() -> Result<PathBuf, LocalError> {
-    const NAME: &str = "bulkhead-agent";
-    let mut looked_at = Vec::new();
-    if let Some(path) = std::env::var_os("BULKHEAD_AGENT") {
-        looked_at.push(PathBuf::from(path));
-    } else if let Ok(program) = std::env::current_exe() {
-        // Within cargo's target directory the binary beside this one is linked dynamically.
-        let target = program.ancestors().find(|path| path.join("CACHEDIR.TAG").is_file());
-        match target {
-            Some(target) => looked_at.push(target.join("x86_64-unknown-linux-gnu/release").join(NAME)),
-            None => looked_at.push(program.with_file_name(NAME)),
-        }
-    }
-    match looked_at.iter().find(|path| path.is_file()) {
-        Some(path) => Ok(path.clone()),
-        None => Err(LocalError::NoAgent { looked_at }),
-    }
+    crate::bootstrap::find_agent().map_err(|NoAgent { looked_at }| LocalError::NoAgent { looked_at })
 }
 
 /// Runs a program to its end and returns its standard output.

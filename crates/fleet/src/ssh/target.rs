@@ -2,11 +2,12 @@
 
 use crate::{
     config::{SshConfig, system_known_hosts},
-    identity::{Hints, decode_key},
+    identity::{Hints, decode_key, fingerprint},
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use bulkhead_core::{NodeName, fleet::FleetNode};
 use bulkhead_wire::ACCOUNT;
-use std::path::PathBuf;
+use std::{path::PathBuf, str::FromStr};
 
 /// A chain of jump hosts longer than this jumps in a circle.
 const JUMPS_MAX: usize = 8;
@@ -65,8 +66,58 @@ pub struct Target {
 pub(crate) enum HostTrust {
     /// It shows exactly this key (`fleet.toml`).
     Pinned { blob: Vec<u8> },
+    /// It shows the key that a person named.
+    Given(HostKey),
     /// It shows a key that these files hold under this name.
     Known { files: Vec<PathBuf>, name: String, port: u16 },
+}
+
+/// A host's key as a person names it: by its fingerprint, which says as much as the key itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostKey {
+    fingerprint: String,
+}
+
+/// What was given names no host key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HostKeyError {
+    /// It is neither.
+    #[error("expected a fingerprint (`SHA256:…`) or a public key (`ssh-ed25519 AAAA…`)")]
+    Neither,
+    /// MD5 can be forged.
+    #[error("this is an MD5 fingerprint, which can be forged; `ssh-keygen -l -E sha256` prints one that cannot")]
+    Md5,
+}
+
+impl HostKey {
+    /// `SHA256:…`, as `ssh-keygen -l` prints it.
+    #[must_use]
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+}
+
+impl FromStr for HostKey {
+    type Err = HostKeyError;
+
+    /// Reads a public key's line, a bare fingerprint, or the line that `ssh-keygen -l` prints.
+    fn from_str(text: &str) -> Result<Self, HostKeyError> {
+        let mut words = text.split_whitespace();
+        if let Some(hash) = words.clone().find_map(|word| word.strip_prefix("SHA256:")) {
+            let hash = hash.trim_end_matches('=');
+            return match STANDARD_NO_PAD.decode(hash) {
+                Ok(bytes) if bytes.len() == 32 => Ok(Self { fingerprint: format!("SHA256:{hash}") }),
+                _ => Err(HostKeyError::Neither),
+            };
+        }
+        let is_md5 = |word: &str| word.starts_with("MD5:") || word.split(':').count() == 16;
+        if words.clone().any(is_md5) {
+            return Err(HostKeyError::Md5);
+        }
+        let named = words.next().is_some_and(|kind| kind.starts_with("ssh-") || kind.starts_with("ecdsa-"));
+        let blob = if named { words.next().and_then(decode_key) } else { None };
+        blob.map(|blob| Self { fingerprint: fingerprint(&blob) }).ok_or(HostKeyError::Neither)
+    }
 }
 
 impl Target {
@@ -100,6 +151,29 @@ pub fn resolve(name: &NodeName, node: &FleetNode, config: &SshConfig) -> Result<
     if let Some(line) = &node.host_key {
         let blob = decode_key(line).ok_or_else(|| ResolveError::HostKey { node: name.clone() })?;
         target.trust = HostTrust::Pinned { blob };
+    }
+    Ok(target)
+}
+
+/// Resolves a machine that is not a node yet, with the account that its provider gave. Its key is the one that is
+/// given, else one that `known_hosts` knows.
+///
+/// # Errors
+/// See [`ResolveError`].
+pub fn resolve_machine(
+    name: &NodeName,
+    user: Option<&str>,
+    host: &str,
+    port: Option<u16>,
+    host_key: Option<&HostKey>,
+    config: &SshConfig,
+) -> Result<Target, ResolveError> {
+    if host.is_empty() || host.starts_with('-') || !host.chars().all(is_host_character) {
+        return Err(ResolveError::Address { node: name.clone(), address: host.to_owned() });
+    }
+    let mut target = endpoint(name, config, host, user.map(str::to_owned), port, 0)?;
+    if let Some(key) = host_key {
+        target.trust = HostTrust::Given(key.clone());
     }
     Ok(target)
 }
@@ -319,6 +393,47 @@ mod tests {
         for jump in ["loop", "a:b:", "user@", "-oProxyCommand=x", "h:0", "h:99999"] {
             let text = format!("ProxyJump {jump}");
             assert!(matches!(target(&text, &node("web")), Err(ResolveError::Jump { .. })), "{jump}");
+        }
+    }
+
+    #[test]
+    fn host_keys_as_people_name_them() {
+        let fingerprint = fingerprint(&decode_key(KEY.split(' ').nth(1).unwrap()).unwrap());
+        for text in [
+            KEY.to_owned(),
+            format!("{KEY} root@machine"),
+            fingerprint.clone(),
+            format!("{fingerprint}="),
+            format!("256 {fingerprint} root@machine (ED25519)"),
+        ] {
+            assert_eq!(text.parse::<HostKey>().unwrap().fingerprint(), fingerprint, "{text}");
+        }
+        for (text, error) in [
+            ("", HostKeyError::Neither),
+            ("yes", HostKeyError::Neither),
+            ("SHA256:short", HostKeyError::Neither),
+            ("ssh-ed25519", HostKeyError::Neither),
+            ("ssh-ed25519 !", HostKeyError::Neither),
+            ("MD5:16:27:ac:a5:76:28:2d:36:63:1b:56:4d:eb:df:a6:48", HostKeyError::Md5),
+            ("2048 16:27:ac:a5:76:28:2d:36:63:1b:56:4d:eb:df:a6:48 root (RSA)", HostKeyError::Md5),
+        ] {
+            assert_eq!(text.parse::<HostKey>(), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn machines_that_are_no_nodes_yet() {
+        let config =
+            SshConfig::parse("Host box\nHostName 10.0.0.7\nPort 2222\nUser deb", Path::new("/c"), Path::new("/h"))
+                .unwrap();
+        let name = "web-1".parse().unwrap();
+        let found = |user, host, port| resolve_machine(&name, user, host, port, None, &config).unwrap();
+        let shown = |target: Target| (target.user.clone(), target.address());
+        assert_eq!(shown(found(Some("root"), "203.0.113.7", None)), ("root".into(), "203.0.113.7:22".into()));
+        assert_eq!(shown(found(None, "box", None)), ("deb".into(), "10.0.0.7:2222".into()));
+        assert_eq!(shown(found(Some("root"), "box", Some(22))), ("root".into(), "10.0.0.7:22".into()));
+        for host in ["", "-oProxyCommand=x", "a b"] {
+            assert!(resolve_machine(&name, None, host, None, None, &config).is_err(), "{host}");
         }
     }
 
