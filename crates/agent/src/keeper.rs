@@ -198,12 +198,12 @@ fn serve(paths: &Paths, peer: &mut Peer) -> Result<Done, Box<Failure>> {
         }
     }
     peer.begin();
+    // Who came this far came through the node's own SSH server: nothing need be given back any more.
+    crate::install::confirm(paths).or_fail()?;
     match request.ask {
         Ask::Await => return Err(failure(FailureKind::Request, "malformed", "a request that only waits for another")),
         Ask::Ping => {}
         Ask::Status => {
-            // Who came this far came through the node's own SSH server: nothing need be given back any more.
-            crate::install::confirm(paths).or_fail()?;
             let status = status::status(paths)?;
             peer.send(&Event::Status(status)).or_fail()?;
         }

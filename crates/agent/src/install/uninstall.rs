@@ -168,8 +168,8 @@ fn own_unit(tree: &Tree) -> Result<Option<String>, InstallError> {
 /// The service in a process's list of control groups. Beside systemd's own hierarchy there may be others, whose groups
 /// are no units.
 fn unit_of(groups: &str) -> Option<String> {
-    let names = groups.lines().filter_map(|line| line.rsplit('/').next());
-    names.filter(|name| name.ends_with(".service")).last().map(str::to_owned)
+    let mut names = groups.lines().filter_map(|line| line.rsplit('/').next());
+    names.rfind(|name| name.ends_with(".service")).map(str::to_owned)
 }
 
 /// What is mounted below `/run/bulkhead`, the deepest first: proc_pid_mountinfo(5), field 5.
