@@ -67,7 +67,7 @@ pub enum BootstrapError {
         source: Box<ConnectError>,
     },
     /// The account is not root and may not become it.
-    #[error("the account {user} of {address} is not root, and `sudo` asks it for a password")]
+    #[error("the account {user} of {address} is not root, and cannot become it by `sudo` without a password")]
     NotRoot {
         /// Which.
         user: String,
@@ -229,7 +229,7 @@ impl Machine {
     pub async fn install_packages(&self, packages: &[&'static str]) -> Result<(), BootstrapError> {
         // Output goes to a file: a client that is interrupted must not break dpkg by a closed pipe.
         let script = format!(
-            r#"set -e; umask 077; mkdir -p {INCOMING}; log={INCOMING}/apt.log; export DEBIAN_FRONTEND=noninteractive
+            r#"set -e; umask 077; mkdir -p {INCOMING}; log={INCOMING}/apt.log; export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
 get() {{ apt-get -q -y -o DPkg::Lock::Timeout=120 "$@" </dev/null >>"$log" 2>&1; }}
 : >"$log"
 get install --no-install-recommends {names} || {{ get update && get install --no-install-recommends {names}; }} || {{ tail -n 8 "$log" >&2; exit 1; }}"#,
