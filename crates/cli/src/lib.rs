@@ -8,6 +8,7 @@
 //! | [`args`] | arguments that commands share, the list of commands |
 //! | [`commands`] | one file per command: its doc comment is its help, its body the story |
 //! | [`workspace`] | `bulkhead.toml`, `fleet.toml`, `policy.json`: where they are and what they say |
+//! | [`inventory`] | `fleet.toml` edited in place: comments and order stay |
 //! | [`session`] | a fleet ready to be talked to: keys, SSH settings, memory; asking many nodes at once |
 //! | [`left`] | nodes that an order leaves as they are because they did not answer |
 //! | [`orders`] | one order from draft to the table of what came of it |
@@ -43,6 +44,7 @@ pub mod args;
 pub mod commands;
 pub mod deployment;
 pub mod error;
+pub mod inventory;
 pub mod left;
 pub mod orders;
 pub mod output;

@@ -1,5 +1,9 @@
 //! `bulkhead node`.
 
+mod adopt;
+
+pub use adopt::{AdoptReport, NodeAdoptArgs};
+
 use crate::{
     Context,
     args::MaybeEnvironment,
@@ -16,7 +20,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf};
 
-/// Shows the fleet's nodes
+/// Shows the fleet's nodes, and makes a machine one of them
 #[derive(Debug, Args)]
 pub struct NodeArgs {
     #[command(subcommand)]
@@ -26,6 +30,7 @@ pub struct NodeArgs {
 #[derive(Debug, Subcommand)]
 enum NodeCommand {
     Ls(NodeLsArgs),
+    Adopt(NodeAdoptArgs),
 }
 
 /// Lists nodes: environment, address, OS, agent, what isolation each offers, disk, last contact
@@ -110,7 +115,13 @@ struct Seen {
 /// # Errors
 /// The fleet's files are wrong, or a node did not answer.
 pub async fn run(context: &Context, args: &NodeArgs) -> Result<()> {
-    let NodeCommand::Ls(args) = &args.command;
+    match &args.command {
+        NodeCommand::Ls(args) => ls(context, args).await,
+        NodeCommand::Adopt(args) => adopt::run(context, args).await,
+    }
+}
+
+async fn ls(context: &Context, args: &NodeLsArgs) -> Result<()> {
     let session = Session::open(context)?;
     let nodes = session.files.nodes(args.environment.environment.as_ref())?;
     let fleet = &session.files.fleet.fleet;
@@ -194,7 +205,8 @@ fn keep(context: &Context, fleet: &FleetName, node: &NodeName, seen: &Seen) {
 
 fn render(report: &NodeLsReport, now: Timestamp, paint: Paint) -> String {
     if report.nodes.is_empty() {
-        return "no nodes; `bulkhead local up` makes local ones\n".into();
+        return "no nodes; `bulkhead local up` makes local ones, `bulkhead node adopt` takes a machine you have\n"
+            .into();
     }
     let mut table = Table::new(&["NODE", "ENV", "ADDRESS", "OS", "AGENT", "ISOLATION", ">DISK FREE", "CONTACT"]);
     for node in &report.nodes {

@@ -7,21 +7,23 @@ use super::{LocalDownArgs, LocalReport, LocalUpArgs, ShownLocalNode};
 use crate::{
     Context,
     error::{Error, Kind, Result},
+    inventory,
     output::Paint,
     session::Session,
     table::Table,
-    workspace::{FLEET, FleetFiles, read_text, write_durably},
+    workspace::{FLEET, FleetFiles},
 };
 use bulkhead_core::{
     NodeName,
     digest::{hex, sha256},
+    fleet::FleetNode,
 };
 use bulkhead_fleet::local::{Local, LocalError, LocalNode, NodeSpec, SignedPolicy, Suite, find_agent};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use toml_edit::{DocumentMut, Item, Table as TomlTable, value};
+use toml_edit::Item;
 
 /// Where nodes' trees lie: root owns them, and they outlive a login.
 const STATE: &str = "/var/lib/bulkhead-local";
@@ -234,15 +236,22 @@ fn render(report: &LocalReport, paint: Paint) -> String {
 // ---- fleet.toml ----
 
 fn enter(files: &FleetFiles, nodes: &[LocalNode]) -> Result<()> {
-    edit(files, |document| {
+    inventory::edit(files, |document| {
         for node in nodes {
-            set_node(document, node);
+            let entry = FleetNode {
+                environment: node.environment.clone(),
+                address: node.address.to_string(),
+                port: None,
+                host_key: Some(node.host_key.clone()),
+                provider: Some(PROVIDER.to_owned()),
+            };
+            inventory::set(document, &node.name, &entry);
         }
     })
 }
 
 fn take_out(files: &FleetFiles) -> Result<()> {
-    edit(files, |document| {
+    inventory::edit(files, |document| {
         if let Some(nodes) = document.get_mut("nodes").and_then(Item::as_table_like_mut) {
             let local: Vec<String> = nodes
                 .iter()
@@ -257,42 +266,6 @@ fn take_out(files: &FleetFiles) -> Result<()> {
             }
         }
     })
-}
-
-/// Edits `fleet.toml` in place: comments and order stay; nothing is written where nothing changed.
-fn edit(files: &FleetFiles, change: impl FnOnce(&mut DocumentMut)) -> Result<()> {
-    let path = files.directory.join(FLEET);
-    let text = read_text(&path)?;
-    let mut document: DocumentMut = text
-        .parse()
-        .map_err(|error| Error::during(Kind::Configuration, format!("{} is not TOML", path.display()), &error))?;
-    change(&mut document);
-    let new = document.to_string();
-    if new == text { Ok(()) } else { write_durably(&path, new.as_bytes()) }
-}
-
-fn set_node(document: &mut DocumentMut, node: &LocalNode) {
-    let nodes = document.entry("nodes").or_insert_with(|| {
-        let mut nodes = TomlTable::new();
-        // `[nodes.NAME]` alone says it all; an empty `[nodes]` above it says nothing.
-        nodes.set_implicit(true);
-        Item::Table(nodes)
-    });
-    let Some(nodes) = nodes.as_table_like_mut() else { return };
-    if nodes.get(node.name.as_str()).is_none() {
-        nodes.insert(node.name.as_str(), Item::Table(TomlTable::new()));
-    }
-    let Some(entry) = nodes.get_mut(node.name.as_str()).and_then(Item::as_table_like_mut) else { return };
-    for (key, wanted) in [
-        ("environment", node.environment.to_string()),
-        ("address", node.address.to_string()),
-        ("host_key", node.host_key.clone()),
-        ("provider", PROVIDER.to_owned()),
-    ] {
-        if entry.get(key).and_then(Item::as_str) != Some(wanted.as_str()) {
-            entry.insert(key, value(wanted));
-        }
-    }
 }
 
 #[cfg(test)]
