@@ -7,6 +7,7 @@
 //! | `demo` | a local fleet of three nodes, deploys, promotes, rolls back; `--down` leaves nothing behind |
 //! | `test` | every check and test; what CI runs |
 //! | `bench deploy` | the deploy benchmark, beside rsync and tar over SSH |
+//! | `qemu` | a virtual machine with stock Debian: adopted, altered, booted, cut off, released |
 //! | `windows` | the command line as a Windows program, cross-compiled and run by Wine |
 //! | `docs` | writes the generated pages of `docs/` again |
 //!
@@ -19,6 +20,7 @@ mod check;
 mod demo;
 mod layers;
 mod paths;
+mod qemu;
 mod run;
 mod setup;
 mod windows;
@@ -46,6 +48,8 @@ enum Command {
     /// Measures.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Adopts a virtual machine with stock Debian and tests what a machine in a container cannot show. Takes minutes.
+    Qemu(qemu::QemuArguments),
     /// Builds `bulkhead.exe` and runs it under Wine: same digests as on Linux, deploys to a real node. Takes long.
     Windows(windows::WindowsArguments),
     /// Writes the generated pages of `docs/` again.
@@ -59,6 +63,7 @@ fn main() -> std::process::ExitCode {
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Test(arguments) => check::test(&arguments),
         Command::Bench(bench::BenchCommand::Deploy(arguments)) => bench::deploy(&arguments),
+        Command::Qemu(arguments) => qemu::qemu(&arguments),
         Command::Windows(arguments) => windows::windows(&arguments),
         Command::Docs => binaries::generate_docs(),
     };

@@ -25,6 +25,8 @@ pub enum For {
     Test,
     /// The benchmark, beyond the fleet.
     Bench,
+    /// The virtual machine, beyond the fleet and the tests.
+    Qemu,
 }
 
 /// How a need shows that it is there.
@@ -76,6 +78,12 @@ const NEEDS: &[Need] = &[
     ),
     need(For::Test, "e2fsprogs", Sign::Program("chattr"), "makes a file that a node cannot replace"),
     need(For::Test, "git", Sign::Program("git"), "releases say which commit they were built from"),
+    need(
+        For::Qemu,
+        "qemu-system-x86",
+        Sign::Program("qemu-system-x86_64"),
+        "the machine that is adopted has a kernel of its own",
+    ),
     need(For::Bench, "rsync", Sign::Program("rsync"), "what a deploy is compared with"),
     need(For::Bench, "zstd", Sign::Program("zstd"), "what a first upload is compared with"),
 ];

@@ -24,6 +24,8 @@
 //! | `/env` | the environment, a line each |
 //! | `/spawn` | starts itself and gives the new process's number as it sees it |
 //! | `/work/N` | reads a file N times |
+//! | `/hog/MIB` | takes that much memory and keeps it |
+//! | `/fork/N` | starts N processes that stay: how many it got |
 //! | `/crash` | the process ends with 3 |
 #![expect(clippy::print_stderr, clippy::exit, reason = "a test program talks through its standard streams")]
 
@@ -137,6 +139,8 @@ fn answer(path: &str, sick: bool) -> (&'static str, String) {
         "work" => (0..rest.parse().unwrap_or(0))
             .try_for_each(|_: u32| fs::read("version.txt").map(drop))
             .map(|()| "worked".into()),
+        "hog" => Ok(hog(rest.parse().unwrap_or(0))),
+        "fork" => Ok(fork(rest.parse().unwrap_or(0))),
         "env" => Ok(env::vars().map(|(key, value)| format!("{key}={value}\n")).collect()),
         "crash" => exit(3),
         _ => return ("404 Not Found", "no such path".into()),
@@ -168,6 +172,18 @@ fn journal(app: &str, text: &str) -> io::Result<String> {
     let entry = format!("BULKHEAD_APP={app}\nBULKHEAD_SERVICE=web\nBULKHEAD_RELEASE=1\nMESSAGE={text}\n");
     UnixDatagram::unbound()?.send_to(entry.as_bytes(), "/run/systemd/journal/socket")?;
     Ok("sent".into())
+}
+
+fn hog(mib: usize) -> String {
+    // Other than zero, for each page to be the process's own.
+    let memory = vec![1u8; mib << 20];
+    let kept = memory.leak();
+    format!("{} bytes", kept.len())
+}
+
+fn fork(count: usize) -> String {
+    let started = (0..count).map_while(|_| Command::new("/app/testapp").arg("idle").spawn().ok()).count();
+    started.to_string()
 }
 
 fn spawn() -> io::Result<String> {

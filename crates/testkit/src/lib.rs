@@ -1,8 +1,9 @@
-//! What tests and benchmarks on real nodes share: a WAN relay and fixtures.
+//! What tests and benchmarks on real nodes share: local fleets, virtual machines, a WAN relay and fixtures.
 //!
 //! Used at development time only; no binary of the product depends on it.
 
 pub mod fixture;
+pub mod qemu;
 pub mod relay;
 pub mod world;
 

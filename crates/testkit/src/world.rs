@@ -33,6 +33,8 @@ pub struct World {
     agent: PathBuf,
     testapp: PathBuf,
     name: String,
+    /// Whether it has nodes of its own on this machine.
+    local: bool,
 }
 
 /// What a finished command said.
@@ -111,14 +113,17 @@ impl World {
     /// # Errors
     /// A binary is missing, or the nodes do not boot.
     pub fn start(nodes: &str) -> Result<Self> {
-        Self::of_suite(nodes, "trixie")
+        let mut world = Self::without_nodes()?;
+        world.local = true;
+        world.run(&world.fleet(), &["local", "up", "--nodes", nodes])?.expect(0)?;
+        Ok(world)
     }
 
-    /// As [`World::start`], of another Debian suite.
+    /// Makes a fleet that has no node yet.
     ///
     /// # Errors
-    /// A binary is missing, or the nodes do not boot.
-    pub fn of_suite(nodes: &str, suite: &str) -> Result<Self> {
+    /// A binary is missing.
+    pub fn without_nodes() -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let build = build_directory()?;
         let static_build = build.parent().unwrap_or(&build).join("x86_64-unknown-linux-gnu/release");
@@ -129,6 +134,7 @@ impl World {
             testapp: existing("BULKHEAD_TESTAPP", static_build.join("testapp"))?,
             // A fleet is named after its folder, and machines after their fleet.
             name: format!("it-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)),
+            local: false,
         };
         fs::create_dir_all(world.fleet())?;
         let words = ["init", "--new-key", &world.key().display().to_string()];
@@ -137,7 +143,6 @@ impl World {
         if manifest.exists() {
             fs::remove_file(manifest)?;
         }
-        world.run(&world.fleet(), &["local", "up", "--nodes", nodes, "--suite", suite])?.expect(0)?;
         Ok(world)
     }
 
@@ -300,6 +305,9 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        if !self.local {
+            return;
+        }
         match self.run(&self.fleet(), &["local", "down", "--remove", "--yes"]).and_then(|ran| ran.expect(0)) {
             Ok(_) => {}
             Err(error) => {
