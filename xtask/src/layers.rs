@@ -26,7 +26,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "bulkhead-testkit",
         &["bulkhead-core", "bulkhead-trust", "bulkhead-wire", "bulkhead-store", "bulkhead-image", "bulkhead-fleet"],
     ),
-    ("xtask", &["bulkhead-testkit", "bulkhead-core"]),
+    ("bulkhead-fuzz", &["bulkhead-core", "bulkhead-trust", "bulkhead-wire", "bulkhead-store"]),
+    ("xtask", &["bulkhead-testkit", "bulkhead-core", "bulkhead-fuzz"]),
 ];
 
 #[derive(Deserialize)]

@@ -18,6 +18,7 @@ mod bench;
 mod binaries;
 mod check;
 mod demo;
+mod fuzz;
 mod layers;
 mod paths;
 mod qemu;
@@ -52,6 +53,8 @@ enum Command {
     Qemu(qemu::QemuArguments),
     /// Builds `bulkhead.exe` and runs it under Wine: same digests as on Linux, deploys to a real node. Takes long.
     Windows(windows::WindowsArguments),
+    /// Runs libFuzzer over every decoder of untrusted bytes, two minutes each.
+    Fuzz(fuzz::FuzzArguments),
     /// Writes the generated pages of `docs/` again.
     Docs,
 }
@@ -65,6 +68,7 @@ fn main() -> std::process::ExitCode {
         Command::Bench(bench::BenchCommand::Deploy(arguments)) => bench::deploy(&arguments),
         Command::Qemu(arguments) => qemu::qemu(&arguments),
         Command::Windows(arguments) => windows::windows(&arguments),
+        Command::Fuzz(arguments) => fuzz::fuzz(&arguments),
         Command::Docs => binaries::generate_docs(),
     };
     match result {

@@ -3,7 +3,8 @@
 //! other from starting. What the boot before left of caches goes.
 
 use crate::{
-    keeper::{chain, settle::settle_all, status::find_mounts},
+    keeper::{chain, secrets::make_host_key, settle::settle_all, status::find_mounts},
+    papers,
     state::Paths,
     systemd,
 };
@@ -17,6 +18,15 @@ pub fn run(paths: &Paths) -> Result<bool, String> {
     let mut all_well = true;
     if let Err(error) = find_mounts(paths) {
         systemd::eprintln_bounded(&format!("how images are mounted here: {error}"));
+        all_well = false;
+    }
+    // A crash may have come between a new policy and the keys that follow from it.
+    if let Err(error) = papers::policy(paths).and_then(|policy| papers::follow(paths, &policy)) {
+        systemd::eprintln_bounded(&format!("keys of the policy: {}", chain(&error)));
+        all_well = false;
+    }
+    if let Err(error) = make_host_key() {
+        systemd::eprintln_bounded(&format!("secrets cannot be kept here: {error}"));
         all_well = false;
     }
     // First, because what has to be mounted needs the room.

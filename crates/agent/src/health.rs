@@ -468,6 +468,7 @@ mod tests {
             jit: false,
             drain_ms: 0,
             stop_ms: 0,
+            secrets: std::collections::BTreeSet::new(),
         }
     }
 

@@ -30,9 +30,11 @@ mod tree;
 mod trial;
 mod uninstall;
 
+use crate::keys;
 use bulkhead_core::{
+    SignedText, digest,
     node::{NodeConfig, NodeIdentity},
-    policy::{Policy, Role},
+    policy::{NodeKeys, Policy, Role},
 };
 use bulkhead_trust::{PublicKey, Refusal, accept_policy, pin_first_policy};
 use serde::{Deserialize, Serialize};
@@ -43,7 +45,8 @@ use std::{
 };
 
 use before::Before;
-pub use layout::authorized_keys;
+use layout::Item;
+pub use layout::{authorized_keys, key_files};
 use tree::Tree;
 pub use trial::{confirm, revert};
 pub use uninstall::{Removal, UninstallOptions, uninstall};
@@ -60,6 +63,9 @@ pub struct Report {
     pub notes: Vec<String>,
     /// The node's public host key, `ssh-ed25519 AAAA…`.
     pub host_key: String,
+    /// The public halves of its own keys, for the policy.
+    #[serde(default)]
+    pub keys: Option<NodeKeys>,
 }
 
 /// Why a node could not be laid out.
@@ -188,6 +194,7 @@ fn lay_out(root: &Path, config: &NodeConfig, agent: &Path, on_trial: bool) -> Re
         tree.apply(&item)?;
     }
     let host_key = sshd::host_key(&mut tree, config)?;
+    let keys = node_keys(&mut tree)?;
     sshd::check(&tree)?;
     if tree.is_live() {
         live::prepare(&mut tree)?;
@@ -207,7 +214,27 @@ fn lay_out(root: &Path, config: &NodeConfig, agent: &Path, on_trial: bool) -> Re
         live::take_over(&mut tree)?;
         notes.extend(live::listeners(&tree)?);
     }
-    Ok(Report { changes: tree.into_changes(), notes, host_key })
+    Ok(Report { changes: tree.into_changes(), notes, host_key, keys: Some(keys) })
+}
+
+/// Draws the node's own keys where it has none: they are what tells it apart from one that was made anew.
+fn node_keys(tree: &mut Tree) -> Result<NodeKeys, InstallError> {
+    let mut seed = |path: &'static str| {
+        let unreadable = |what: String| InstallError::Unreadable { path: Path::new("/").join(path), what };
+        if tree.read(path)?.is_none() {
+            let mut drawn = [0; 32];
+            // Cannot be short: the kernel gives up to 256 bytes whole.
+            rustix::rand::getrandom(&mut drawn, rustix::rand::GetRandomFlags::empty())
+                .map_err(|error| unreadable(format!("no random number can be drawn for it: {error}")))?;
+            let contents = format!("{}\n", digest::hex(&drawn)).into_bytes();
+            tree.apply(&Item::File { path: path.to_owned(), mode: 0o600, contents })?;
+        }
+        let text = tree.read(path)?.unwrap_or_default();
+        let parsed = std::str::from_utf8(&text).ok().and_then(|text| digest::parse(text.trim_end()).ok());
+        parsed.ok_or_else(|| unreadable("it is not 64 hexadecimal digits".to_owned()))
+    };
+    let audit = seed(layout::AUDIT_KEY)?;
+    Ok(keys::of_seeds(audit, &seed(layout::SEALING_KEY)?))
 }
 
 /// Compares an installed node with what [`install`] would write. Empty where nothing differs.
@@ -354,15 +381,9 @@ fn check_identity(tree: &Tree, config: &NodeConfig) -> Result<(), InstallError> 
 }
 
 fn read_policy(tree: &Tree) -> Result<Option<(String, Vec<String>)>, InstallError> {
-    let unreadable = |path: &str, what: String| InstallError::Unreadable { path: tree.path(path), what };
     let Some(bytes) = tree.read(layout::POLICY)? else { return Ok(None) };
-    let text = String::from_utf8(bytes).map_err(|error| unreadable(layout::POLICY, error.to_string()))?;
-    let signatures = match tree.read(layout::POLICY_SIGNATURES)? {
-        Some(bytes) => {
-            serde_json::from_slice(&bytes).map_err(|error| unreadable(layout::POLICY_SIGNATURES, error.to_string()))?
-        }
-        None => Vec::new(),
-    };
+    let SignedText { text, signatures } = serde_json::from_slice(&bytes)
+        .map_err(|error| InstallError::Unreadable { path: tree.path(layout::POLICY), what: error.to_string() })?;
     Ok(Some((text, signatures)))
 }
 

@@ -3,7 +3,10 @@
 //! has no network and opens nothing that a client names by itself.
 //!
 //! ```text
+//! keeper/caller.rs  who asks, as the kernel says, and what that account may ask
+//! keeper/bring.rs   a signed document that is no order: policy, revocation, heartbeat, statement
 //! keeper/submit.rs  an order on its way: verify, receive, accept
+//! keeper/secrets.rs a secret from what came to what systemd loads
 //! keeper/carry.rs   an accepted order: start, check, switch, drain, stop
 //! keeper/settle.rs  whatever was left half done: what runs is made to fit what is recorded
 //! keeper/release.rs a release's units, sockets, links and volumes
@@ -16,6 +19,8 @@
 //! keeper/tool/place.rs  what it has of the node: unit, socket, user id
 //! ```
 
+mod bring;
+mod caller;
 pub mod carry;
 mod dropbox;
 pub mod images;
@@ -23,20 +28,25 @@ pub mod logs;
 pub mod look;
 pub mod objects;
 pub mod release;
+pub mod secrets;
 pub mod settle;
 pub mod status;
 pub mod submit;
 pub mod tool;
 
 use crate::{
+    audit,
     durable::FileError,
+    keys, papers,
     peer::{Peer, PeerError, Preface},
     state::{self, Paths},
     systemd::{self, SystemdError},
 };
 use bulkhead_core::{AppName, ImageId, Timestamp, order::Action};
 use bulkhead_store::{Store, StoreError};
+use bulkhead_trust::audit::{End, Head};
 use bulkhead_wire::{Ask, Done, Event, Failure, FailureKind, Request};
+use caller::Caller;
 use std::{
     collections::BTreeSet,
     io,
@@ -123,8 +133,9 @@ impl<T> OrFail<T> for Result<T, StoreError> {
 /// Standard input is no connection.
 pub fn run(paths: &Paths) -> io::Result<()> {
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let caller = Caller::of(&socket)?;
     let mut peer = Peer::new(socket)?;
-    let result = serve(paths, &mut peer);
+    let result = serve(paths, &mut peer, &caller);
     let event = match result {
         Ok(done) => Event::Done(done),
         Err(failure) => Event::Failed(*failure),
@@ -165,6 +176,10 @@ fn clear_up(paths: &Paths) {
 /// # Errors
 /// Not even the list of apps can be read.
 pub fn settle_after_death(paths: &Paths) -> Result<bool, String> {
+    // It may have died between a new policy and the keys that follow from it.
+    if let Err(error) = papers::policy(paths).and_then(|policy| papers::follow(paths, &policy)) {
+        systemd::eprintln_bounded(&format!("keys of the policy: {}", chain(&error)));
+    }
     // First, for it waits for nothing: a tool that is left goes on looking.
     let tools = tool::sweep(paths);
     if let Err(failure) = &tools {
@@ -175,7 +190,7 @@ pub fn settle_after_death(paths: &Paths) -> Result<bool, String> {
     Ok(all_well? && tools.is_ok())
 }
 
-fn serve(paths: &Paths, peer: &mut Peer) -> Result<Done, Box<Failure>> {
+fn serve(paths: &Paths, peer: &mut Peer, caller: &Caller) -> Result<Done, Box<Failure>> {
     let malformed =
         |error: serde_json::Error| failure(FailureKind::Request, "malformed", format!("not a request: {error}"));
     let preface: Preface = serde_json::from_slice(&peer.message().or_fail()?).map_err(malformed)?;
@@ -192,11 +207,13 @@ fn serve(paths: &Paths, peer: &mut Peer) -> Result<Done, Box<Failure>> {
             Ok(request.ask.clone())
         };
         if let Ask::Releases { app } = next(peer)? {
+            caller.check(&Ask::Releases { app: None })?;
             releases(paths, peer, app)?;
             peer.send(&Event::Done(Done::default())).or_fail()?;
             next(peer)?;
         }
     }
+    caller.check(&request.ask)?;
     peer.begin();
     // Who came this far came through the node's own SSH server: nothing need be given back any more.
     crate::install::confirm(paths).or_fail()?;
@@ -223,12 +240,34 @@ fn serve(paths: &Paths, peer: &mut Peer) -> Result<Done, Box<Failure>> {
             let look = look::look(paths, &app, &service, &view)?;
             peer.send(&Event::Look(look)).or_fail()?;
         }
+        Ask::Policy => {
+            let enforced = papers::enforced(paths).or_fail()?;
+            peer.send(&Event::Policy(Box::new(enforced))).or_fail()?;
+        }
+        Ask::Audit { from } => send_audit(paths, peer, from)?,
+        Ask::Bring(bring) => bring::bring(paths, peer, bring, preface.key.as_deref(), caller)?,
         Ask::Submit(submit) => return submit::submit(paths, peer, &submit, preface.key.as_deref()),
         Ask::Open { .. } => {
             return Err(failure(FailureKind::Request, "malformed", "connections to services do not pass the keeper"));
         }
     }
     Ok(Done::default())
+}
+
+/// The audit log from an entry on, and the node's word of where it ends.
+fn send_audit(paths: &Paths, peer: &mut Peer, from: u64) -> Result<(), Box<Failure>> {
+    let key = keys::audit(paths).or_fail()?;
+    let identity = state::identity(paths).or_fail()?;
+    let (lines, End { entries, head }) = audit::read(&paths.audit()).or_fail()?;
+    let (fleet, node) = (identity.fleet, identity.node);
+    let head = Head { format: 1, fleet, node, entries, head, at: now() };
+    peer.send(&Event::Audit(Box::new(audit::signed(&key, &head)))).or_fail()?;
+    let left_out: usize = usize::try_from(from)
+        .map(|from| lines.split_inclusive(|byte| *byte == b'\n').take(from).map(<[u8]>::len).sum())
+        .unwrap_or(lines.len());
+    let lines = &lines[left_out..];
+    peer.send(&Event::Stream { bytes: Some(lines.len() as u64) }).or_fail()?;
+    peer.send_stream(lines).or_fail()
 }
 
 fn releases(paths: &Paths, peer: &mut Peer, app: Option<AppName>) -> Result<(), Box<Failure>> {
@@ -238,7 +277,10 @@ fn releases(paths: &Paths, peer: &mut Peer, app: Option<AppName>) -> Result<(), 
         None => state::apps(paths).or_fail()?,
     };
     for app in apps {
-        for release in app.releases(&images).or_fail()? {
+        for mut release in app.releases(&images).or_fail()? {
+            if let Some(image) = release.image {
+                release.statements = papers::statements(paths, image).or_fail()?;
+            }
             peer.send(&Event::Release(release)).or_fail()?;
         }
     }

@@ -8,7 +8,9 @@
 //! | [`boot`] | from the last accepted orders to running services |
 //! | [`install`] | from a stock system to a node |
 //! | [`state`] | what a node keeps: orders, releases, what is live |
+//! | [`papers`] | what a node was brought that is no order: policy, revocations, heartbeats, statements |
 //! | [`audit`] | the hash chain of all that was accepted or refused |
+//! | [`keys`] | the node's own keys: one signs that chain, one opens secrets |
 //! | [`units`] | from a specification to the text of units. Pure |
 //! | [`tool`] | a tool's own process: enters the service's namespaces, becomes the tool |
 //! | [`health`], [`http`], [`sockets`] | whether a service is well, seen from outside |
@@ -22,6 +24,8 @@ pub mod health;
 pub mod http;
 pub mod install;
 pub mod keeper;
+pub mod keys;
+pub mod papers;
 pub mod peer;
 pub mod scrub;
 pub mod sockets;

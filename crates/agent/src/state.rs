@@ -1,5 +1,5 @@
-//! A node's durable state: who it is, its policy, and for each app where it
-//! stands. Everything is a small file written through [`crate::durable`].
+//! A node's durable state: who it is, and for each app where it stands (its
+//! policy and what else it was brought: [`crate::papers`]). Everything is a small file written through [`crate::durable`].
 //!
 //! ```text
 //! apps/APP/lock                     flock; its text says who holds it, since when
@@ -7,6 +7,9 @@
 //! apps/APP/head.json                Head: the last accepted order and its counter
 //! apps/APP/releases/N/order.json    the order's exact bytes
 //! apps/APP/releases/N/signatures.json
+//! apps/APP/releases/N/standing.json the standing order it used, where it did
+//! apps/APP/releases/N/secrets/NAME.sealed   a secret as it came, sealed to the node
+//! apps/APP/releases/N/secrets/NAME.cred     the same, as its unit loads it: under the key of the node's systemd
 //! apps/APP/releases/N/record.json   Record: who signed, when accepted, how it ended
 //! apps/APP/live.json                Live: the release that is live, and which of its services must not run
 //! apps/APP/volumes.json             the volumes that were made for it here
@@ -33,16 +36,16 @@
 
 use crate::durable::{self, FileError};
 use bulkhead_core::{
-    AppName, ImageId, OrderId, ServiceName, Timestamp, VolumeName,
+    AppName, BootId, ImageId, OrderId, SecretName, ServiceName, SignedText, Timestamp, VolumeName,
     node::NodeIdentity,
     order::{Action, Order, Run},
-    policy::Policy,
+    standing::StandingOrder,
 };
-use bulkhead_wire::{Outcome, Release, SignedText};
+use bulkhead_wire::{Outcome, Release};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, DirBuilder, File, OpenOptions},
     io::{Read as _, Seek as _, Write as _},
     os::unix::fs::DirBuilderExt as _,
@@ -114,6 +117,13 @@ impl Paths {
         self.run.join("sock").join(app.as_str()).join(release.to_string()).join(service.as_str())
     }
 
+    /// What a release's unit loads a secret from.
+    #[must_use]
+    pub fn credential(&self, app: &AppName, release: u64, secret: &SecretName) -> PathBuf {
+        let release = self.state.join("apps").join(app.as_str()).join("releases").join(release.to_string());
+        release.join("secrets").join(format!("{secret}.cred"))
+    }
+
     /// The directory of an app's volumes.
     #[must_use]
     pub fn volumes(&self, app: &AppName) -> PathBuf {
@@ -130,6 +140,13 @@ pub struct Head {
     pub order: Option<OrderId>,
     /// When it was accepted, by the node's clock. The latest of all apps is the earliest that the clock may ever say.
     pub accepted: Option<Timestamp>,
+    /// How many orders must have been accepted here, as orders that came prove; more than `counter` where the machine
+    /// was put back to a snapshot.
+    #[serde(default)]
+    pub seen: u64,
+    /// How often each standing order was used.
+    #[serde(default)]
+    pub uses: BTreeMap<OrderId, u32>,
 }
 
 /// What became of an order.
@@ -143,6 +160,38 @@ pub struct Record {
     pub accepted: Timestamp,
     /// How it ended.
     pub outcome: Outcome,
+    /// On which grounds it was accepted, in words.
+    #[serde(default)]
+    pub grounds: Option<String>,
+    /// Whether that was because it goes back to a fallback of what was live then.
+    #[serde(default)]
+    pub is_fallback: bool,
+}
+
+/// An order that is about to be accepted.
+#[derive(Debug)]
+pub struct Accepting<'a> {
+    /// Its exact bytes.
+    pub order: &'a [u8],
+    /// Its signatures.
+    pub signatures: &'a [String],
+    /// The standing order that it uses.
+    pub standing: Option<&'a SignedText>,
+    /// What is recorded of it.
+    pub record: &'a Record,
+    /// The secrets of its services.
+    pub secrets: &'a [Secret],
+}
+
+/// A secret of a release, in the two forms in which it is kept.
+#[derive(Debug)]
+pub struct Secret {
+    /// Its name.
+    pub name: SecretName,
+    /// As it came: sealed to the node.
+    pub sealed: Vec<u8>,
+    /// As systemd loads it.
+    pub credential: Vec<u8>,
 }
 
 /// What of an app must run.
@@ -199,17 +248,31 @@ pub fn identity(paths: &Paths) -> Result<NodeIdentity, FileError> {
         .ok_or_else(|| FileError::Damaged { path, what: "there is none: this machine is not a node".into() })
 }
 
-/// The policy that this node enforces. It was verified when it was pinned.
+/// The node's present boot: drawn at random when it is first asked for. `/run` does not outlive a boot, so a machine
+/// that was put back to a snapshot has another one, and orders for the one before mean nothing to it.
 ///
 /// # Errors
-/// There is none, or it is damaged.
-pub fn policy(paths: &Paths) -> Result<Policy, FileError> {
-    let path = paths.state.join("policy/policy.json");
-    let bytes = durable::read(&path)?.ok_or_else(|| FileError::Damaged {
-        path: path.clone(),
-        what: "there is none: no order can be verified".into(),
-    })?;
-    Policy::parse(&bytes).map_err(|what| FileError::Damaged { path, what })
+/// It cannot be read or written.
+pub fn boot(paths: &Paths) -> Result<BootId, FileError> {
+    let path = paths.run.join("boot");
+    if !path.exists() {
+        let mut drawn = [0; 32];
+        // Cannot be short: the kernel gives up to 256 bytes whole.
+        rustix::rand::getrandom(&mut drawn, rustix::rand::GetRandomFlags::empty())
+            .map_err(|error| FileError::io("draw a number for", &path)(error.into()))?;
+        let mut file =
+            tempfile::NamedTempFile::new_in(&paths.run).map_err(FileError::io("create a file in", &paths.run))?;
+        file.write_all(BootId(drawn).to_string().as_bytes()).map_err(FileError::io("write", &path))?;
+        // Two may come at once: the first one's holds for both.
+        match file.persist_noclobber(&path) {
+            Ok(_) => {}
+            Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(FileError::Io { operation: "create", path, source: error.error }),
+        }
+    }
+    let text = durable::read(&path)?.unwrap_or_default();
+    let parsed = std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok());
+    parsed.ok_or_else(|| FileError::Damaged { path, what: "not the id of a boot".into() })
 }
 
 /// Every app that this node has ever accepted an order for.
@@ -324,7 +387,9 @@ impl App {
     ///
     /// # Errors
     /// It is not accepted.
-    pub fn accept(&self, number: u64, order: &[u8], signatures: &[String], record: &Record) -> Result<(), FileError> {
+    pub fn accept(&self, number: u64, accepting: &Accepting<'_>) -> Result<(), FileError> {
+        let Accepting { order, signatures, standing, record, secrets } = *accepting;
+        let mut uses = self.head()?.uses;
         let releases = self.directory.join("releases");
         make_private(&releases)?;
         let target = self.release_directory(number);
@@ -341,11 +406,37 @@ impl App {
         put("order.json", order)?;
         put("signatures.json", &serde_json::to_vec(signatures).unwrap_or_default())?;
         put("record.json", &serde_json::to_vec(record).unwrap_or_default())?;
+        if let Some(standing) = standing {
+            put("standing.json", &serde_json::to_vec(standing).unwrap_or_default())?;
+            let used = uses.entry(StandingOrder::id(standing.text.as_bytes())).or_default();
+            *used = used.saturating_add(1);
+        }
+        if !secrets.is_empty() {
+            make_private(&fresh.join("secrets"))?;
+            for Secret { name, sealed, credential } in secrets {
+                put(&format!("secrets/{name}.sealed"), sealed)?;
+                put(&format!("secrets/{name}.cred"), credential)?;
+            }
+            durable::sync_directory(&fresh.join("secrets"))?;
+        }
         durable::sync_directory(&fresh)?;
         fs::rename(&fresh, &target).map_err(FileError::io("rename", &fresh))?;
         durable::sync_directory(&releases)?;
-        let head = Head { counter: number, order: Some(record.order), accepted: Some(record.accepted) };
+        // Whatever was forgotten, the signer knew.
+        let head = Head { counter: number, order: Some(record.order), accepted: Some(record.accepted), seen: 0, uses };
         durable::write_json(&self.directory.join("head.json"), &head)
+    }
+
+    /// Notes how many orders must have been accepted here, as one that came proves.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn note_seen(&self, seen: u64) -> Result<(), FileError> {
+        let head = self.head()?;
+        if seen <= head.seen {
+            return Ok(());
+        }
+        durable::write_json(&self.directory.join("head.json"), &Head { seen, ..head })
     }
 
     /// An accepted order, by its number.
@@ -451,6 +542,22 @@ impl App {
         durable::sync_directory(&self.directory.join("releases"))
     }
 
+    /// Removes the secrets of every release but this one: nothing of the others runs, and whoever goes back to one
+    /// brings secrets anew.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub fn forget_secrets(&self, but: u64) -> Result<(), FileError> {
+        for number in self.numbers()?.into_iter().filter(|number| *number != but) {
+            let directory = self.release_directory(number).join("secrets");
+            if directory.exists() {
+                durable::remove_tree(&directory)?;
+                durable::sync_directory(&self.release_directory(number))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The numbers of its accepted orders, oldest first.
     ///
     /// # Errors
@@ -502,6 +609,7 @@ impl App {
         let image = run.as_ref().map(|run| run.image);
         let (services, source, origin) =
             run.map_or_else(Default::default, |run| (run.services, run.source, run.origin));
+        let standing = durable::read_json(&self.release_directory(number).join("standing.json"))?;
         Ok(Some(Release {
             app: self.name.clone(),
             number,
@@ -518,6 +626,11 @@ impl App {
             message: order.message,
             services,
             signed,
+            // The node keeps them by image, and whoever sends the release adds them.
+            statements: vec![],
+            standing,
+            grounds: record.grounds,
+            break_glass: order.break_glass,
         }))
     }
 

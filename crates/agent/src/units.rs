@@ -236,6 +236,9 @@ fn service_unit(release: &Release<'_>, service: &ServiceSpec) -> String {
     for (key, value) in &service.env {
         line("Environment", &quote(&format!("{key}={value}")));
     }
+    for name in &service.secrets {
+        line("LoadCredentialEncrypted", &format!("{name}:{}", display(&paths.credential(app, number, name))));
+    }
     line("RootDirectory", &display(&paths.image(image)));
     // `+`: below `RootDirectory=`; without it systemd takes the node's paths and drops them in silence.
     let mut no_exec = String::from("-+/tmp -+/var/tmp -+/dev/shm");
@@ -357,7 +360,7 @@ fn socket_unit(release: &Release<'_>, service: &ServiceSpec, names: &Names) -> S
          [Socket]\n\
          ListenStream={}\n\
          SocketUser=root\n\
-         SocketGroup=bulkhead\n\
+         SocketGroup=bulkhead-operate\n\
          SocketMode=0660\n\
          DirectoryMode=0755\n\
          Backlog={CONNECTIONS_MAX}\n\
@@ -558,6 +561,7 @@ mod tests {
             jit: true,
             drain_ms: 0,
             stop_ms: 5000,
+            secrets: std::collections::BTreeSet::new(),
         }
     }
 
@@ -590,6 +594,17 @@ mod tests {
             assert!(new.contains(key) && !old.contains(key), "{key}");
         }
         assert!(old.contains("\nInaccessiblePaths=-+/sys/fs/cgroup\n"), "{old}");
+    }
+
+    #[test]
+    fn secrets_are_loaded_from_what_the_nodes_key_wrapped() {
+        let secrets = ["TOKEN", "URL"].map(|name| name.parse().unwrap()).into();
+        let units = render(&ServiceSpec { secrets, ..service() }, 257).unwrap();
+        let text = &units[0].1;
+        let lines: Vec<&str> = text.lines().filter(|line| line.contains("Credential")).collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(lines[0].starts_with("LoadCredentialEncrypted=TOKEN:/"), "{lines:?}");
+        assert!(lines[0].ends_with("/secrets/TOKEN.cred"), "{lines:?}");
     }
 
     #[test]

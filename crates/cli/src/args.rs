@@ -1,6 +1,6 @@
 //! Arguments that several commands share, and the list of commands.
 
-use crate::{commands, error::Kind, output::Format};
+use crate::{commands, error::Kind, output::Format, session::Purpose};
 use bulkhead_core::{AppName, EnvironmentName, ServiceName};
 use clap::{Args, Parser, Subcommand, builder::Styles};
 use std::{path::PathBuf, str::FromStr};
@@ -72,12 +72,20 @@ pub enum Command {
     Rollback(commands::rollback::RollbackArgs),
     Ps(commands::ps::PsArgs),
     Logs(commands::logs::LogsArgs),
+    Audit(commands::audit::AuditArgs),
     Start(commands::start::StartArgs),
     Stop(commands::stop::StopArgs),
     Restart(commands::restart::RestartArgs),
+    Secret(commands::secret::SecretArgs),
     Rm(commands::rm::RmArgs),
     Open(commands::open::OpenArgs),
     Look(commands::look::LookArgs),
+    Policy(commands::policy::PolicyArgs),
+    Key(commands::key::KeyArgs),
+    Revoke(commands::revoke::RevokeArgs),
+    Ci(commands::ci::CiArgs),
+    Standing(commands::standing::StandingArgs),
+    Order(commands::order::OrderFileArgs),
     Completions(commands::completions::CompletionsArgs),
     #[command(hide = true)]
     GenerateDocs(commands::generate_docs::GenerateDocsArgs),
@@ -118,6 +126,45 @@ pub struct OrderArgs {
     /// Prints how long each step took.
     #[arg(long)]
     pub timings: bool,
+
+    /// Signs with the keys at hand and writes the order to this file instead of sending it, for others to sign
+    /// (`bulkhead order sign`) within the hour.
+    #[arg(long, value_name = "FILE", conflicts_with = "order")]
+    pub draft: Option<PathBuf>,
+
+    /// Sends the order that was drafted in this file, once enough have signed it; what it does must be the same.
+    #[arg(long, value_name = "FILE")]
+    pub order: Option<PathBuf>,
+
+    /// Goes on with a node that was put back to a snapshot: what it has forgotten counts as used up.
+    #[arg(long)]
+    pub accept_restored: bool,
+}
+
+/// What an order that runs an image may need besides signatures.
+#[derive(Debug, Clone, Default, Args)]
+pub struct GrantArgs {
+    /// A statement that the image is green, as `bulkhead ci mark` writes it; besides those in `green/` beside
+    /// `fleet.toml` and those that nodes have.
+    #[arg(long, value_name = "FILE")]
+    pub green: Vec<PathBuf>,
+
+    /// A standing order, as `bulkhead standing` writes it.
+    #[arg(long, value_name = "FILE")]
+    pub standing: Option<PathBuf>,
+
+    /// Runs an image that is not green, and says why. Only where the policy allows it, and with as many release keys
+    /// as it says; it is loud in `ps`, in `releases` and in the audit log.
+    #[arg(long, value_name = "REASON")]
+    pub break_glass: Option<String>,
+}
+
+impl GrantArgs {
+    /// Who must sign such an order.
+    #[must_use]
+    pub fn purpose(&self) -> Purpose {
+        if self.break_glass.is_some() { Purpose::BreakGlass } else { Purpose::Run }
+    }
 }
 
 /// An app, or one service of it: `notes`, `notes/web`.

@@ -1,22 +1,30 @@
 //! The commands, one file each.
 
+pub mod audit;
 pub mod build;
+pub mod ci;
 pub mod completions;
 pub mod deploy;
 pub mod generate_docs;
 pub mod init;
+pub mod key;
 pub mod local;
 pub mod logs;
 pub mod look;
 pub mod node;
 pub mod open;
+pub mod order;
 pub mod plan;
+pub mod policy;
 pub mod promote;
 pub mod ps;
 pub mod releases;
 pub mod restart;
+pub mod revoke;
 pub mod rm;
 pub mod rollback;
+pub mod secret;
+pub mod standing;
 pub mod start;
 pub mod stop;
 
@@ -39,12 +47,20 @@ pub async fn run(context: &Context, command: &Command) -> Result<()> {
         Command::Rollback(args) => rollback::run(context, args).await,
         Command::Ps(args) => ps::run(context, args).await,
         Command::Logs(args) => logs::run(context, args).await,
+        Command::Audit(args) => audit::run(context, args).await,
         Command::Start(args) => start::run(context, args).await,
         Command::Stop(args) => stop::run(context, args).await,
         Command::Restart(args) => restart::run(context, args).await,
+        Command::Secret(args) => secret::run(context, args).await,
         Command::Rm(args) => rm::run(context, args).await,
         Command::Open(args) => open::run(context, args).await,
         Command::Look(args) => look::run(context, args).await,
+        Command::Policy(args) => policy::run(context, args).await,
+        Command::Key(args) => key::run(context, args).await,
+        Command::Revoke(args) => revoke::run(context, args).await,
+        Command::Ci(args) => ci::run(context, args).await,
+        Command::Standing(args) => standing::run(context, args).await,
+        Command::Order(args) => order::run(context, args).await,
         Command::Completions(args) => completions::run(context, args),
         Command::GenerateDocs(args) => generate_docs::run(context, args),
     }

@@ -6,16 +6,17 @@ use crate::{
     error::{Error, Kind, Result},
     left::{Left, answered},
     output::seconds,
-    plan::{Known, KnownBy, Plan, Wanted, plan},
-    session::{Answer, Session, app_of, cache_directory, node_error},
+    plan::{Change, FieldChange, Known, KnownBy, Plan, ServiceChange, Wanted, plan},
+    secrets::{digests, for_order},
+    session::{Answer, As, Session, app_of, cache_directory, node_error},
     workspace::{App, FLEET, FleetFiles, write_durably},
 };
 use bulkhead_core::{
-    AppName, FileDigest, FleetName, ImageId, NodeName, OrderId,
+    AppName, FileDigest, FleetName, ImageId, NodeName, OrderId, RunId, SecretDigest, SecretName,
     fleet::{FleetNode, Tools},
     image::Image,
     manifest::{AbsolutePath, ImageSection, Manifest},
-    order::ServiceSpec,
+    order::{Order, Run, ServiceSpec},
 };
 use bulkhead_fleet::{
     NodeClient, NodeError,
@@ -55,6 +56,18 @@ pub struct Present {
     pub services: Option<Vec<ServiceSpec>>,
     /// The images that the node holds.
     pub images: Vec<ImageId>,
+    /// The secrets that the live release's order pins for it.
+    pub secrets: BTreeMap<SecretName, SecretDigest>,
+}
+
+/// What any one release key may put back in the place of an order's: what runs now, where it is known.
+#[must_use]
+pub fn fallback(present: &[Present]) -> BTreeSet<RunId> {
+    let run = |present: &Present| {
+        let (image, services) = (present.image?, present.services.clone()?);
+        Some(Run { image, services, source: None, origin: None, fallback: BTreeSet::new() }.id())
+    };
+    present.iter().filter_map(run).collect()
 }
 
 /// What nodes said of an app when they were asked.
@@ -73,7 +86,7 @@ pub struct Asked {
 /// # Errors
 /// No node answers.
 pub async fn asked(session: &Session, nodes: &[(NodeName, FleetNode)], app: &AppName) -> Result<Asked> {
-    from_answers(Early::new(), session.ask_all(nodes, status_and_document(session, app)).await?, app)
+    from_answers(Early::new(), session.ask_all(nodes, As::Courier, status_and_document(session, app)).await?, app)
 }
 
 /// As [`asked`], over connections that were begun already, which come back.
@@ -133,11 +146,14 @@ fn status_and_document(
 pub fn present(node: NodeName, status: &NodeStatus, app: &AppName) -> Present {
     let by = KnownBy::Asked;
     let Some(known) = app_of(status, app) else {
-        return Present { node, by, counter: 0, live: None, image: None, services: None, images: vec![] };
+        let (images, secrets) = (vec![], BTreeMap::new());
+        return Present { node, by, counter: 0, live: None, image: None, services: None, images, secrets };
     };
+    let secrets = known.live.as_ref().map(|live| pinned(&node, live)).unwrap_or_default();
     Present {
         node,
         by,
+        secrets,
         counter: known.position.counter,
         live: known.live.as_ref().map(|release| release.number),
         image: known.live.as_ref().and_then(|release| release.image),
@@ -156,6 +172,7 @@ pub fn present_by_history(node: NodeName, releases: &[Release]) -> Present {
         images.extend(release.image.filter(|image| !images.contains(image)));
     }
     Present {
+        secrets: live.map(|live| pinned(&node, live)).unwrap_or_default(),
         node,
         by: KnownBy::Asked,
         // A history has every order that was accepted.
@@ -185,6 +202,7 @@ pub fn remembered(session: &Session, nodes: &[(NodeName, FleetNode)], app: &AppN
                 live: live.as_ref().map(|live| live.release),
                 // The newest image that the node holds may have failed there, or its app been removed since.
                 image: live.as_ref().map(|live| live.image),
+                secrets: live.as_ref().map(|live| live.secrets.clone()).unwrap_or_default(),
                 services: live.map(|live| live.services),
                 images: known.images,
             }
@@ -203,6 +221,15 @@ pub struct MadeLive {
     pub image: ImageId,
     /// Its services.
     pub services: Vec<ServiceSpec>,
+    /// The secrets that its order pins.
+    #[serde(default)]
+    pub secrets: BTreeMap<SecretName, SecretDigest>,
+}
+
+/// What a release's order pins for its node, as far as the order can be read.
+fn pinned(node: &NodeName, release: &Release) -> BTreeMap<SecretName, SecretDigest> {
+    let order = release.signed.as_ref().and_then(|signed| Order::parse(signed.text.as_bytes()).ok());
+    order.and_then(|mut order| order.targets.remove(node)).map(|target| target.secrets).unwrap_or_default()
 }
 
 fn live_path(fleet: &FleetName, node: &NodeName, app: &AppName) -> Result<PathBuf> {
@@ -281,7 +308,43 @@ pub fn plan_over(
             holds_wanted: node.images.contains(&wanted_id),
         })
         .collect();
-    plan(wanted, &known).leaving(left.iter().map(|left| (left.node.clone(), left.reason())))
+    let mut plan = plan(wanted, &known);
+    for node in &mut plan.nodes {
+        let Some(now) = present.iter().find(|present| present.node == node.node) else { continue };
+        let sealed = for_order(&session.files.directory, wanted.environment, wanted.app, wanted.services, [&node.node]);
+        // What is missing is said when the order is made.
+        let then = sealed.ok().and_then(|mut sealed| sealed.remove(&node.node)).map(|sealed| digests(&sealed));
+        if let (Some(changes), Some(then)) = (&mut node.services, then) {
+            add_secrets(changes, wanted.services, &now.secrets, &then);
+        }
+    }
+    plan.leaving(left.iter().map(|left| (left.node.clone(), left.reason())))
+}
+
+/// Adds the secrets of services that get another value; new ones are among the settings that change.
+fn add_secrets(
+    changes: &mut Vec<ServiceChange>,
+    services: &[ServiceSpec],
+    now: &BTreeMap<SecretName, SecretDigest>,
+    then: &BTreeMap<SecretName, SecretDigest>,
+) {
+    for service in services {
+        let differs = |name: &&SecretName| now.get(*name).is_some_and(|now| then.get(*name) != Some(now));
+        let fields = service.secrets.iter().filter(differs).map(|name| FieldChange {
+            field: format!("secrets.{name}"),
+            from: now.get(name).map(|digest| format!("sealed {}", digest.short())),
+            to: then.get(name).map(|digest| format!("sealed {}", digest.short())),
+        });
+        let fields: Vec<FieldChange> = fields.collect();
+        if fields.is_empty() {
+            continue;
+        }
+        match changes.iter_mut().find(|change| change.service == service.name.as_str()) {
+            Some(change) => change.fields.extend(fields),
+            None => changes.push(ServiceChange { service: service.name.to_string(), change: Change::Changed, fields }),
+        }
+    }
+    changes.sort();
 }
 
 /// Builds the app's image, on a thread of its own.

@@ -224,7 +224,12 @@ impl Error {
             FailureKind::Unhealthy => Kind::Unhealthy,
             FailureKind::Node => Kind::Node,
         };
-        let mut folded = Self::new(kind, format!("{node}: {}", failure.message));
+        // Which rule refused is a stable word, by which SECURITY.md can be looked at.
+        let rule = match failure.kind {
+            FailureKind::Refused => format!(" (rule: {})", failure.rule),
+            _ => String::new(),
+        };
+        let mut folded = Self::new(kind, format!("{node}: {}{rule}", failure.message));
         folded.hints.extend(failure.hint.clone());
         match failure.rule.as_str() {
             "drop-box" | "pack" => {

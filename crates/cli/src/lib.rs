@@ -10,10 +10,12 @@
 //! | [`workspace`] | `bulkhead.toml`, `fleet.toml`, `policy.json`: where they are and what they say |
 //! | [`inventory`] | `fleet.toml` edited in place: comments and order stay |
 //! | [`session`] | a fleet ready to be talked to: keys, SSH settings, memory; asking many nodes at once |
+//! | [`ledger`] | what this machine keeps of nodes' audit logs: keys, heads, receipts |
 //! | [`left`] | nodes that an order leaves as they are because they did not answer |
 //! | [`orders`] | one order from draft to the table of what came of it |
 //! | [`deployment`] | what plan, deploy, promote and rollback share |
 //! | [`mod@plan`] | what an order would change, as data and text |
+//! | [`secrets`] | sealed secrets beside `fleet.toml` |
 //! | [`promotion`] | what promote takes from a release and what from the manifest |
 //! | [`packfile`] | a pack in a file, for a node's drop box |
 //! | [`output`] | standard output and error, the question, progress |
@@ -45,6 +47,7 @@ pub mod commands;
 pub mod deployment;
 pub mod error;
 pub mod inventory;
+pub mod ledger;
 pub mod left;
 pub mod orders;
 pub mod output;
@@ -52,12 +55,15 @@ pub mod packfile;
 pub mod plan;
 pub mod promotion;
 pub mod proof;
+pub mod proposal;
 pub mod reference;
+pub mod secrets;
 pub mod session;
 pub mod table;
 pub mod workspace;
 
 mod git;
+pub mod grants;
 mod starter;
 
 use crate::{

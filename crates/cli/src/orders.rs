@@ -9,28 +9,35 @@ use crate::{
     args::OrderArgs,
     deployment::{MadeLive, forget_live, remember_live},
     error::{Error, ErrorBody, Kind, Result},
+    grants::{read_signed, write_signed},
+    ledger::Ledger,
     left::Left,
     output::{Paint, printable, seconds, size},
-    session::{Session, now, push_error},
+    secrets,
+    session::{As, Session, app_of, now, push_error},
     table::Table,
 };
 use bulkhead_core::{
-    AppName, EnvironmentName, NodeName,
+    AppName, BootId, EnvironmentName, NodeName, SecretName,
     fleet::FleetNode,
     order::{Action, NAMESPACE, Order, Target as Position},
 };
 use bulkhead_fleet::{
-    push::{Early, NodeOutcome, Payload, Progress, Push, SignedOrder, push_over},
+    push::{Early, NodeOutcome, Papers, Payload, Progress, Push, SignedOrder, next, push_over},
     sign::{SignError, Signer},
 };
-use bulkhead_wire::{Done, LogLine, StepKind};
+use bulkhead_wire::{Done, LogLine, Position as Standing, SignedText, StepKind};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
     future::Future,
+    path::Path,
     pin::Pin,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -58,6 +65,10 @@ pub struct Draft {
     pub action: Action,
     /// For an order that runs an image.
     pub payload: Option<Payload>,
+    /// What comes with it.
+    pub papers: Papers,
+    /// Why the image must run although it is not green.
+    pub break_glass: Option<String>,
     /// Connections that were begun already.
     pub early: Early,
     /// Nodes that were asked, did not answer, and are left as they are.
@@ -162,10 +173,24 @@ pub async fn carry_out(
     plan: Option<crate::plan::Plan>,
     args: &OrderArgs,
 ) -> Result<()> {
-    let template = template(session, &draft, args)?;
+    let sealed = sealed(session, &draft)?;
+    let template = template(session, &draft, args, &sealed)?;
+    if let Some(path) = &args.draft {
+        return write_draft(context, session, signers, draft, template, &sealed, path).await;
+    }
+    let drafted = args.order.as_deref().map(|path| read_drafted(path, &template)).transpose()?;
+    let first = AtomicBool::new(true);
     let make = |targets: BTreeMap<NodeName, Position>| -> Pin<Box<dyn Future<Output = _> + Send + '_>> {
+        if let Some(drafted) = &drafted {
+            // It is as it was signed. A node that stands elsewhere by now needs another one.
+            let is_first = first.swap(false, Ordering::Relaxed);
+            let moved_on = || SignError::Document("nodes have moved on since it was drafted: draft it again".into());
+            let order = if is_first { Ok(drafted.clone()) } else { Err(moved_on()) };
+            return Box::pin(std::future::ready(order));
+        }
         let mut order = template.clone();
         order.targets = targets;
+        pin(&mut order.targets, &sealed);
         Box::pin(signed(order, signers))
     };
     let display = Display::new(context, draft.verb);
@@ -176,6 +201,8 @@ pub async fn carry_out(
         payload: draft.payload.clone(),
         wait: args.wait,
         interruptions: None,
+        papers: Papers { secrets: sealed.clone(), ..draft.papers.clone() },
+        accept_restored: args.accept_restored,
     };
     context.ui.stage(UNDERWAY);
     let hear = |node: &NodeName, progress: Progress| display.hear(node, &progress);
@@ -183,12 +210,93 @@ pub async fn carry_out(
     let (identities, timeouts, memory) = (&session.identities, session.timeouts, &session.memory);
     let outcomes = push_over(&request, early, identities, timeouts, memory, &make, &hear).await;
     context.ui.clear();
-    remember(context, session, &draft, &outcomes);
+    remember(context, session, &draft, &sealed, &outcomes);
+    keep_receipts(context, session, &draft.nodes, &outcomes);
     report(context, &draft, plan, outcomes, args)
 }
 
+/// Writes an order for others to sign: for the places where nodes stand now.
+async fn write_draft(
+    context: &Context,
+    session: &Session,
+    signers: &[Signer],
+    draft: Draft,
+    mut order: Order,
+    sealed: &SealedSecrets,
+    path: &Path,
+) -> Result<()> {
+    let (app, nodes) = (draft.app.clone(), draft.nodes.clone());
+    let answers = session.ask_all(&nodes, As::Courier, |client| async move { client.status().await }).await?;
+    for answer in answers {
+        let status = answer.result?;
+        let stands = app_of(&status, &app).map(|known| known.position.clone());
+        let position = stands.unwrap_or(Standing { boot: status.boot, ..Standing::default() });
+        order.targets.insert(answer.node, next(&position));
+    }
+    pin(&mut order.targets, sealed);
+    let count = signers.len();
+    let SignedOrder { bytes, signatures } =
+        signed(order, signers).await.map_err(|error| crate::session::sign_error(&error))?;
+    let text =
+        String::from_utf8(bytes).map_err(|error| Error::during(Kind::Internal, "the order is not text", &error))?;
+    write_signed(path, &SignedText { text, signatures })?;
+    let report = DraftReport { file: path.display().to_string(), signatures: count };
+    context.ui.result(&report, |report, _| {
+        format!(
+            "{} has {} signature(s). Others add theirs with `bulkhead order sign {0}`; then the same command with \
+             `--order {0}` sends it, within the hour.\n",
+            report.file, report.signatures
+        )
+    })
+}
+
+/// An order that was drafted, if it does what the command line says.
+fn read_drafted(path: &Path, template: &Order) -> Result<SignedOrder> {
+    let SignedText { text, signatures } = read_signed(path)?;
+    let order = Order::parse(text.as_bytes())
+        .map_err(|error| Error::of(Kind::Configuration, &error).hint(format!("it is in {}", path.display())))?;
+    let same = order.fleet == template.fleet
+        && order.environment == template.environment
+        && order.app == template.app
+        && order.action == template.action
+        && order.break_glass == template.break_glass;
+    if !same {
+        let message = format!("the order in {} does something else than this command", path.display());
+        return Err(Error::configuration(message).hint("image and settings must be those that it was drafted with"));
+    }
+    Ok(SignedOrder { bytes: text.into_bytes(), signatures })
+}
+
+/// Where a drafted order is.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct DraftReport {
+    /// The file.
+    pub file: String,
+    /// How many signatures it has.
+    pub signatures: usize,
+}
+
+/// Keeps the receipts: each is a place at which the node's audit log was seen to end.
+pub(crate) fn keep_receipts(
+    context: &Context,
+    session: &Session,
+    nodes: &[(NodeName, FleetNode)],
+    outcomes: &[NodeOutcome],
+) {
+    for outcome in outcomes {
+        let Ok(Done { order: Some(order), receipt: Some(receipt), .. }) = &outcome.result else { continue };
+        let Some((name, node)) = nodes.iter().find(|(name, _)| *name == outcome.node) else { continue };
+        let kept = Ledger::of(&session.files.fleet.fleet, name, node)
+            .and_then(|ledger| ledger.keep_receipt(&session.policy.policy, *order, receipt));
+        if let Err(error) = kept {
+            // The order is carried out all the same, and `audit` will say what is wrong with the node.
+            context.ui.warn(&error);
+        }
+    }
+}
+
 /// Keeps what is live now, so that the next plan can be shown without asking.
-fn remember(context: &Context, session: &Session, draft: &Draft, outcomes: &[NodeOutcome]) {
+fn remember(context: &Context, session: &Session, draft: &Draft, sealed: &SealedSecrets, outcomes: &[NodeOutcome]) {
     if matches!(draft.action, Action::Remove { .. }) {
         for outcome in outcomes.iter().filter(|outcome| outcome.result.is_ok()) {
             forget_live(&session.files.fleet.fleet, &outcome.node, &draft.app);
@@ -197,14 +305,37 @@ fn remember(context: &Context, session: &Session, draft: &Draft, outcomes: &[Nod
     let Action::Run(run) = &draft.action else { return };
     for outcome in outcomes {
         let Ok(Done { release: Some(release), order: Some(order), .. }) = outcome.result else { continue };
-        let live = MadeLive { order, release, image: run.image, services: run.services.clone() };
+        let live = MadeLive {
+            order,
+            release,
+            image: run.image,
+            services: run.services.clone(),
+            secrets: sealed.get(&outcome.node).map(secrets::digests).unwrap_or_default(),
+        };
         if let Err(error) = remember_live(&session.files.fleet.fleet, &outcome.node, &draft.app, &live) {
             context.ui.warn(&error);
         }
     }
 }
 
-fn template(session: &Session, draft: &Draft, args: &OrderArgs) -> Result<Order> {
+/// Sealed values for each node, in base64.
+type SealedSecrets = BTreeMap<NodeName, BTreeMap<SecretName, String>>;
+
+/// The sealed values that the draft's services need, as they lie beside `fleet.toml` now.
+fn sealed(session: &Session, draft: &Draft) -> Result<SealedSecrets> {
+    let Action::Run(run) = &draft.action else { return Ok(SealedSecrets::new()) };
+    let nodes = draft.nodes.iter().map(|(node, _)| node);
+    secrets::for_order(&session.files.directory, &draft.environment, &draft.app, &run.services, nodes)
+}
+
+/// Pins them in an order.
+fn pin(targets: &mut BTreeMap<NodeName, Position>, sealed: &SealedSecrets) {
+    for (node, target) in targets {
+        target.secrets = sealed.get(node).map(secrets::digests).unwrap_or_default();
+    }
+}
+
+fn template(session: &Session, draft: &Draft, args: &OrderArgs, sealed: &SealedSecrets) -> Result<Order> {
     let issued = now();
     let mut order = Order {
         format: 1,
@@ -212,15 +343,23 @@ fn template(session: &Session, draft: &Draft, args: &OrderArgs) -> Result<Order>
         environment: draft.environment.clone(),
         app: draft.app.clone(),
         // Stands in until positions are known, so that everything else is checked before anyone is asked.
-        targets: draft.nodes.iter().map(|(name, _)| (name.clone(), Position { counter: 1, previous: None })).collect(),
+        targets: draft.nodes.iter().map(|(name, _)| (name.clone(), stand_in())).collect(),
         issued,
         not_after: issued.plus_s(LIFETIME_S),
+        policy: session.policy.policy.version,
         action: draft.action.clone(),
+        break_glass: draft.break_glass.clone(),
         message: args.message.clone(),
     };
+    pin(&mut order.targets, sealed);
     order.check().map_err(|what| Error::configuration(format!("this order would be refused: {what}")))?;
     order.targets.clear();
     Ok(order)
+}
+
+/// A place in a history that stands in until the real one is known.
+pub(crate) fn stand_in() -> Position {
+    Position::new(1, None, BootId([0; 32]))
 }
 
 /// Checks that the order of these arguments would be in order, before anything is built or asked.

@@ -337,6 +337,7 @@ fn settings(spec: &ServiceSpec) -> BTreeMap<String, String> {
         jit,
         drain_ms,
         stop_ms,
+        secrets,
     } = spec;
     let mut settings = BTreeMap::new();
     let mut set = |key: &str, value: String| settings.insert(key.to_owned(), value);
@@ -369,6 +370,9 @@ fn settings(spec: &ServiceSpec) -> BTreeMap<String, String> {
     set("jit", jit.to_string());
     set("drain", milliseconds(*drain_ms));
     set("stop", milliseconds(*stop_ms));
+    if !secrets.is_empty() {
+        set("secrets", secrets.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(" "));
+    }
     settings
 }
 

@@ -7,7 +7,7 @@ use crate::{
     session::Session,
 };
 use bulkhead_core::{EnvironmentName, FleetName, NodeName, OrderId, order::Action, policy::Policy};
-use bulkhead_trust::{Accepted, verify_accepted};
+use bulkhead_trust::{Accepted, Presented, verify_accepted};
 use bulkhead_wire::Release;
 
 /// Who may have signed what runs in an environment.
@@ -44,8 +44,15 @@ impl Proof {
         let signed = release.signed.as_ref().ok_or_else(|| refused("the node does not show its order".into()))?;
         let bytes = signed.text.as_bytes();
         let accepted = Accepted { fleet: &self.fleet, environment: &self.environment, node, app, counter: *number };
-        let order = verify_accepted(bytes, &signed.signatures, &self.policy, &accepted)
+        let presented = Presented {
+            bytes,
+            signatures: &signed.signatures,
+            statements: &release.statements,
+            standing: release.standing.as_ref(),
+        };
+        let order = verify_accepted(&presented, &self.policy, &accepted)
             .map_err(|refusal| refused(refusal.message))?
+            .order
             .into_value();
         let Action::Run(run) = order.action else {
             return Err(refused("its order runs nothing".into()));

@@ -5,15 +5,21 @@
 use crate::{
     args::Cli,
     commands::{
+        audit::AuditReport,
         build::BuildReport,
+        ci::MarkReport,
         init::InitReport,
         local::LocalReport,
         logs::ShownLine,
         look::LookReport,
         node::{AdoptReport, NodeLsReport},
         open::OpenReport,
+        order::OrderFileReport,
+        policy::{BroughtTo, PolicyReport},
         ps::PsReport,
         releases::ReleasesReport,
+        secret::{SecretLsReport, SecretReport},
+        standing::StandingReport,
     },
     error::{ErrorReport, Kind},
     orders::OrderReport,
@@ -60,10 +66,22 @@ fn shape_of(command: &str) -> Option<Schema> {
         "node adopt" => schema_for!(AdoptReport),
         "build" => schema_for!(BuildReport),
         "plan" => schema_for!(Plan),
-        "deploy" | "promote" | "rollback" | "start" | "stop" | "restart" | "rm" => schema_for!(OrderReport),
+        "deploy" | "promote" | "rollback" | "secret rotate" | "start" | "stop" | "restart" | "rm" => {
+            schema_for!(OrderReport)
+        }
         "releases" => schema_for!(ReleasesReport),
+        "policy show" | "policy edit" | "policy require" | "policy sign" | "policy push" | "policy drop"
+        | "key add" | "key rotate" | "key revoke" => schema_for!(PolicyReport),
+        "policy diff" => schema_for!(Vec<String>),
+        "policy heartbeat" | "revoke" => schema_for!(Vec<BroughtTo>),
+        "standing" => schema_for!(StandingReport),
+        "order show" | "order sign" => schema_for!(OrderFileReport),
+        "ci mark" => schema_for!(MarkReport),
         "ps" => schema_for!(PsReport),
         "logs" => schema_for!(ShownLine),
+        "secret set" | "secret rm" => schema_for!(SecretReport),
+        "secret ls" => schema_for!(SecretLsReport),
+        "audit" => schema_for!(AuditReport),
         "open" => schema_for!(OpenReport),
         "look" => schema_for!(LookReport),
         _ => return None,
@@ -89,6 +107,7 @@ fn commands_page() -> String {
          | `BULKHEAD_ENV` | the environment, as `-e` |\n\
          | `BULKHEAD_KEY` | a private key file to use before all others |\n\
          | `BULKHEAD_CACHE` | where this machine keeps what saves time |\n\
+         | `BULKHEAD_STATE` | where this machine keeps what it saw of nodes' audit logs |\n\
          | `BULKHEAD_MIRROR` | a Debian mirror to use instead of `http://deb.debian.org/debian` |\n\
          | `BULKHEAD_LOCAL` | where local nodes' state lies |\n\
          | `BULKHEAD_AGENT` | the agent's binary for local nodes |\n\

@@ -1,33 +1,41 @@
 //! A fleet ready to be talked to: its files, the verified policy, keys, SSH
 //! settings and what this machine remembers; and asking many nodes at once.
 //!
-//! Everything this machine keeps lies in one cache directory, which may be
-//! deleted at any time: it saves time and decides nothing.
+//! What saves time lies in one cache directory, which may be deleted at any
+//! time and decides nothing. What this machine saw of nodes' audit logs lies in
+//! a state directory ([`crate::ledger`]).
 //!
 //! ```text
-//! Linux    $XDG_CACHE_HOME/bulkhead or ~/.cache/bulkhead
-//! macOS    ~/Library/Caches/bulkhead
-//! Windows  %LOCALAPPDATA%\bulkhead
-//! any      $BULKHEAD_CACHE
+//!          cache                                    state
+//! Linux    $XDG_CACHE_HOME/bulkhead, ~/.cache/…     $XDG_STATE_HOME/bulkhead, ~/.local/state/…
+//! macOS    ~/Library/Caches/bulkhead                ~/Library/Application Support/bulkhead
+//! Windows  %LOCALAPPDATA%\bulkhead                  %LOCALAPPDATA%\bulkhead-state
+//! any      $BULKHEAD_CACHE                          $BULKHEAD_STATE
 //! ```
 
 use crate::{
     Context,
+    args::OrderArgs,
     error::{Error, Kind, Result},
     left::Answers,
     output::printable,
     workspace::{FleetFiles, PolicyFiles},
 };
-use bulkhead_core::{AppName, EnvironmentName, FleetName, NodeName, Timestamp, fleet::FleetNode, policy::Role};
+use bulkhead_core::{
+    AppName, EnvironmentName, FleetName, NodeName, Timestamp,
+    fleet::FleetNode,
+    policy::{Environment, Role},
+};
 use bulkhead_fleet::{
     Identities, NodeClient, NodeError, Target, Timeouts,
     config::SshConfig,
     memory::Memory,
     push::{Early, FetchError, PushError, SpoolError},
-    resolve,
+    resolve_as,
     sign::{SignError, Signer},
 };
-use bulkhead_wire::{AppStatus, NodeStatus};
+use bulkhead_trust::PublicKey;
+use bulkhead_wire::{ACCOUNT, AppStatus, NodeStatus, OBSERVE_ACCOUNT, OPERATE_ACCOUNT};
 use std::{
     future::Future,
     path::{Path, PathBuf},
@@ -49,6 +57,29 @@ pub struct Session {
     /// What this machine remembers.
     pub memory: Memory,
     ssh: SshConfig,
+}
+
+/// As whom a node is connected to: each role has an account of its own there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum As {
+    /// Brings what is signed, and sees what an order must follow.
+    Courier,
+    /// Sees what runs, and logs.
+    Observer,
+    /// Sees files of services, and talks to services.
+    Operator,
+}
+
+impl As {
+    /// The account on nodes.
+    #[must_use]
+    pub fn account(self) -> &'static str {
+        match self {
+            Self::Courier => ACCOUNT,
+            Self::Observer => OBSERVE_ACCOUNT,
+            Self::Operator => OPERATE_ACCOUNT,
+        }
+    }
 }
 
 /// A node and what it answered, or why it did not.
@@ -93,6 +124,27 @@ pub fn cache_directory() -> Result<PathBuf> {
         return Ok(cache.join("bulkhead"));
     }
     Ok(home()?.join(".cache/bulkhead"))
+}
+
+/// Where this machine keeps what it must not forget: `BULKHEAD_STATE`, or where the system keeps such.
+///
+/// # Errors
+/// The environment does not say.
+pub fn state_directory() -> Result<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(named) = set("BULKHEAD_STATE") {
+        return Ok(named);
+    }
+    if cfg!(windows) {
+        if let Some(local) = set("LOCALAPPDATA") {
+            return Ok(local.join("bulkhead").join("state"));
+        }
+    } else if cfg!(target_os = "macos") {
+        return Ok(home()?.join("Library/Application Support/bulkhead"));
+    } else if let Some(state) = set("XDG_STATE_HOME").filter(|path| path.is_absolute()) {
+        return Ok(state.join("bulkhead"));
+    }
+    Ok(home()?.join(".local/state/bulkhead"))
 }
 
 /// The private keys at hand: `BULKHEAD_KEY` before all, then the agent and the usual files. The passphrase of
@@ -162,15 +214,19 @@ impl Session {
         Ok(Self { files, policy, identities, timeouts: Timeouts::default(), memory, ssh })
     }
 
-    /// How nodes are reached.
+    /// How nodes are reached by whoever brings orders.
     ///
     /// # Errors
     /// An SSH setting makes no sense.
     pub fn targets(&self, nodes: &[(NodeName, FleetNode)]) -> Result<Vec<Target>> {
-        nodes
-            .iter()
-            .map(|(name, node)| resolve(name, node, &self.ssh).map_err(|error| Error::of(Kind::Configuration, &error)))
-            .collect()
+        self.targets_as(nodes, As::Courier)
+    }
+
+    fn targets_as(&self, nodes: &[(NodeName, FleetNode)], who: As) -> Result<Vec<Target>> {
+        let target = |(name, node): &(NodeName, FleetNode)| {
+            resolve_as(name, node, &self.ssh, who.account()).map_err(|error| Error::of(Kind::Configuration, &error))
+        };
+        nodes.iter().map(target).collect()
     }
 
     /// Asks nodes the same, all at once, each over a connection of its own that
@@ -178,7 +234,7 @@ impl Session {
     ///
     /// # Errors
     /// An SSH setting makes no sense; what a node could not answer is in its [`Answer`].
-    pub async fn ask_all<T, F, Fut>(&self, nodes: &[(NodeName, FleetNode)], ask: F) -> Result<Vec<Answer<T>>>
+    pub async fn ask_all<T, F, Fut>(&self, nodes: &[(NodeName, FleetNode)], who: As, ask: F) -> Result<Vec<Answer<T>>>
     where
         T: Send + 'static,
         F: Fn(NodeClient) -> Fut,
@@ -186,7 +242,7 @@ impl Session {
         F: Clone + Send + Sync + 'static,
     {
         let mut tasks = Vec::new();
-        for target in self.targets(nodes)? {
+        for target in self.targets_as(nodes, who)? {
             let (identities, timeouts, ask) = (self.identities.clone(), self.timeouts, ask.clone());
             tasks.push((
                 target.node.clone(),
@@ -214,7 +270,7 @@ impl Session {
     /// # Errors
     /// An SSH setting makes no sense.
     pub async fn statuses(&self, nodes: &[(NodeName, FleetNode)]) -> Result<Vec<Answer<NodeStatus>>> {
-        self.ask_all(nodes, |client| async move { client.status().await }).await
+        self.ask_all(nodes, As::Observer, |client| async move { client.status().await }).await
     }
 
     /// Begins to connect to nodes, for requests that come when other work is done, an order at their end.
@@ -282,48 +338,165 @@ impl Session {
     ///
     /// # Errors
     /// The node cannot be reached.
-    pub async fn connect(&self, name: &NodeName, node: &FleetNode) -> Result<NodeClient> {
-        let target = resolve(name, node, &self.ssh).map_err(|error| Error::of(Kind::Configuration, &error))?;
+    pub async fn connect(&self, name: &NodeName, node: &FleetNode, who: As) -> Result<NodeClient> {
+        let target =
+            resolve_as(name, node, &self.ssh, who.account()).map_err(|error| Error::of(Kind::Configuration, &error))?;
         NodeClient::connect(&target, &self.identities, self.timeouts).await.map_err(|error| node_error(&error))
     }
 
-    /// Private keys at hand for as many release holders as an environment demands.
+    /// What an environment demands.
+    ///
+    /// # Errors
+    /// The policy has no such environment.
+    pub fn environment(&self, name: &EnvironmentName) -> Result<&Environment> {
+        let policy = &self.policy.policy;
+        policy.environments.get(name).ok_or_else(|| {
+            let known: Vec<&str> = policy.environments.keys().map(EnvironmentName::as_str).collect();
+            let message = format!("the policy has no environment `{name}`, so its nodes would accept no order");
+            Error::new(Kind::Refused, message).hint(format!("it has {}", known.join(", ")))
+        })
+    }
+
+    /// The private keys at hand that the policy gives a say in orders.
+    ///
+    /// # Errors
+    /// A key that was named is of no use.
+    pub async fn hand(&self) -> Result<Hand> {
+        let policy = &self.policy.policy;
+        let holders = |role| policy.holders(role).map(|(_, key)| key.key.clone()).collect::<Vec<_>>();
+        let (release, green) = (holders(Role::Release), holders(Role::Green));
+        let found = Signer::find_all(&self.identities, release.iter().chain(&green).map(String::as_str)).await;
+        let (found, missing) = match found {
+            Ok(found) => (found, None),
+            Err(error @ SignError::NoKey { .. }) => (vec![], Some(Error::of(Kind::Configuration, &error).as_causes())),
+            Err(error) => return Err(sign_error(&error)),
+        };
+        let mut hand = Hand { release: vec![], green: vec![], causes: missing.unwrap_or_default() };
+        let is_among = |keys: &[String], signer: &Signer| {
+            keys.iter().any(|key| PublicKey::parse(key).is_ok_and(|key| key == *signer.public_key()))
+        };
+        for signer in found {
+            for (keys, signers) in [(&release, &mut hand.release), (&green, &mut hand.green)] {
+                // One key may be at hand twice, in the agent and in a file; a node counts distinct keys.
+                let is_new = signers.iter().all(|known: &Signer| known.public_key() != signer.public_key());
+                if is_new && is_among(keys, &signer) {
+                    signers.push(signer.clone());
+                }
+            }
+        }
+        Ok(hand)
+    }
+
+    /// Keys that sign an order for an environment.
     ///
     /// # Errors
     /// The policy has no such environment, or keys are missing.
-    pub async fn signers(&self, environment: &EnvironmentName) -> Result<Vec<Signer>> {
-        let policy = &self.policy.policy;
-        let Some(demand) = policy.environments.get(environment) else {
-            let known: Vec<&str> = policy.environments.keys().map(EnvironmentName::as_str).collect();
-            return Err(Error::new(
-                Kind::Refused,
-                format!("the policy has no environment `{environment}`, so its nodes would accept no order"),
-            )
-            .hint(format!("it has {}", known.join(", "))));
+    pub async fn signers(&self, name: &EnvironmentName, purpose: Purpose) -> Result<Vec<Signer>> {
+        self.hand().await?.signers(self, name, purpose)
+    }
+
+    /// Likewise for an order that may be drafted, for which as many sign as are at hand, or was signed already.
+    ///
+    /// # Errors
+    /// The policy has no such environment, or keys are missing.
+    pub async fn signers_of(&self, name: &EnvironmentName, purpose: Purpose, args: &OrderArgs) -> Result<Vec<Signer>> {
+        self.hand().await?.signers_of(self, name, purpose, args)
+    }
+}
+
+/// What an order is for, as far as it decides who must sign it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To stop or restart, or to go back to what is listed to go back to.
+    AnyOne,
+    /// To start again, or to remove.
+    People,
+    /// To look with a tool.
+    Look,
+    /// To run an image.
+    Run,
+    /// To run an image that is not green.
+    BreakGlass,
+}
+
+/// The private keys at hand.
+#[derive(Debug)]
+pub struct Hand {
+    release: Vec<Signer>,
+    green: Vec<Signer>,
+    /// Why there are none, where there are none.
+    causes: Vec<String>,
+}
+
+impl Hand {
+    /// A key that may sign what is no order: a release key before a green one.
+    #[must_use]
+    pub fn any(&self) -> Option<&Signer> {
+        self.release.first().or(self.green.first())
+    }
+
+    /// As few of them as are needed; for a draft all that there are, and none for an order that was signed already.
+    ///
+    /// # Errors
+    /// There are too few.
+    pub fn signers_of(
+        &self,
+        session: &Session,
+        name: &EnvironmentName,
+        purpose: Purpose,
+        args: &OrderArgs,
+    ) -> Result<Vec<Signer>> {
+        match (&args.draft, &args.order) {
+            (Some(_), _) => Ok(self.release.clone()),
+            (None, Some(_)) => Ok(vec![]),
+            (None, None) => self.signers(session, name, purpose),
+        }
+    }
+
+    /// As few of them as are needed.
+    ///
+    /// # Errors
+    /// There are too few.
+    pub fn signers(&self, session: &Session, name: &EnvironmentName, purpose: Purpose) -> Result<Vec<Signer>> {
+        let environment = session.environment(name)?;
+        let forbidden = |what: &str, field: &str| {
+            Error::new(Kind::Refused, format!("the policy lets nobody {what} in `{name}`"))
+                .hint(format!("the policy can allow it to a number of release keys: `{field}` of that environment"))
         };
-        let needed = demand.release as usize;
-        let holders: Vec<&str> = policy.holders(Role::Release).map(|(_, key)| key).collect();
-        let missing = |found: usize| {
-            let names: Vec<&str> = policy.holders(Role::Release).map(|(name, _)| name.as_str()).collect();
-            let message = format!("`{environment}` demands {needed} release signature(s); keys at hand give {found}");
-            Error::configuration(message)
-                .hint(format!("release keys are those of {}", names.join(", ")))
-                .hint("load your key with `ssh-add`, or name its file in BULKHEAD_KEY")
-        };
-        let found = Signer::find_all(&self.identities, holders).await;
-        let mut found = found
-            .map_err(|error| Error { causes: Error::of(Kind::Configuration, &error).as_causes(), ..missing(0) })?;
-        // One key may be at hand twice, in the agent and in a file; a node counts distinct keys.
-        let mut signers: Vec<Signer> = Vec::new();
-        for signer in found.drain(..) {
-            if signers.len() < needed && !signers.iter().any(|known| known.public_key() == signer.public_key()) {
-                signers.push(signer);
+        // How many release keys, by each way; none means a green one.
+        let ways: Vec<u32> = match purpose {
+            Purpose::AnyOne => vec![1],
+            Purpose::People => vec![environment.people()],
+            Purpose::Look => vec![environment.lookers().ok_or_else(|| forbidden("look with tools", "look"))?],
+            Purpose::Run => environment.accepts.iter().map(|demand| demand.release).collect(),
+            Purpose::BreakGlass => {
+                vec![environment.break_glass.ok_or_else(|| forbidden("break glass", "break_glass"))?]
             }
+        };
+        let possible = ways.iter().filter_map(|needed| match *needed {
+            0 => self.green.get(..1),
+            needed => self.release.get(..needed as usize),
+        });
+        if let Some(signers) = possible.min_by_key(|signers| signers.len()) {
+            return Ok(signers.to_vec());
         }
-        if signers.len() < needed {
-            return Err(missing(signers.len()));
+        let policy = &session.policy.policy;
+        let needed = ways.iter().copied().filter(|needed| *needed > 0).min().unwrap_or(0);
+        let message = match needed {
+            0 => format!("an order for `{name}` must be signed with a green key, and none is at hand"),
+            needed => {
+                format!("`{name}` demands {needed} release signature(s); keys at hand give {}", self.release.len())
+            }
+        };
+        let mut error = Error::configuration(message);
+        error.causes.clone_from(&self.causes);
+        let mut error = error
+            .hint(format!("release keys are those of {}", policy.names_of(Role::Release)))
+            .hint("load your key with `ssh-add`, or name its file in BULKHEAD_KEY");
+        if needed > 1 && !self.release.is_empty() {
+            error = error.hint("to gather the signatures of several people: `--draft FILE`, see docs/policy.md");
         }
-        Ok(signers)
+        Err(error)
     }
 }
 
@@ -419,6 +592,9 @@ pub fn push_error(error: &PushError) -> Error {
             let hint = if *accepted { "it carries the order out" } else { "it may carry the order out" };
             Error::of(Kind::Unreachable, error).hint(format!("{hint}: `bulkhead releases` tells how it ended"))
         }
+        PushError::Restored { .. } => Error::of(Kind::Refused, error)
+            .hint("look at its volumes too: they are as old as the snapshot")
+            .hint("to go on from where it stands: the same command with `--accept-restored`"),
         PushError::Sign { .. } => Error::of(Kind::Configuration, error),
         PushError::Pack { source, .. } if matches!(**source, SpoolError::Fetch(_)) => fetch_error(error, source),
         PushError::Pack { .. } => Error::of(Kind::Configuration, error)

@@ -4,9 +4,13 @@
 use bulkhead_core::{
     FleetName, PersonName,
     name::NAME_MAX,
-    policy::{Demand, Key, Policy, Role, Root},
+    notice::Revoked,
+    policy::{Demand, Environment, Key, Policy, Role, Root},
 };
-use std::{collections::BTreeSet, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    str::FromStr,
+};
 
 /// A name made from any text: what does not fit is dropped; nothing left gives `fallback`.
 #[must_use]
@@ -46,16 +50,18 @@ pub(crate) fn fleet(name: &FleetName) -> String {
 /// A first policy: one person's key is its root, may sign orders and may connect.
 #[must_use]
 pub(crate) fn policy(fleet: &FleetName, person: &PersonName, key: &str) -> Policy {
-    let demand = Demand { release: 1 };
     let environments = ["staging", "production"];
+    let environment = Environment::accepting(Demand::release(1));
+    let roles = BTreeSet::from([Role::Release, Role::Courier, Role::Observe, Role::Operate]);
     Policy {
         format: 1,
         fleet: fleet.clone(),
         version: 1,
-        root: Root { threshold: 1, keys: vec![key.to_owned()] },
-        keys: [(person.clone(), Key { key: key.to_owned(), roles: BTreeSet::from([Role::Release, Role::Courier]) })]
-            .into(),
-        environments: environments.iter().filter_map(|name| Some((name.parse().ok()?, demand.clone()))).collect(),
+        root: Root { threshold: 1, keys: vec![key.to_owned()], verify_user: false },
+        keys: [(person.clone(), Key { key: key.to_owned(), roles, verify_user: false })].into(),
+        environments: environments.iter().filter_map(|name| Some((name.parse().ok()?, environment.clone()))).collect(),
+        nodes: BTreeMap::new(),
+        revoked: Revoked::default(),
     }
 }
 

@@ -8,9 +8,13 @@
 //! `policy.json.sig` is a JSON list of armoured SSHSIG signatures over the exact
 //! bytes of `policy.json`. The policy is verified before a word of it is used.
 
-use crate::error::{Error, Kind, Result};
+use crate::{
+    error::{Error, Kind, Result},
+    session::state_directory,
+};
 use bulkhead_core::{
-    AppName, EnvironmentName, NodeName,
+    AppName, EnvironmentName, NodeName, SignedText,
+    digest::{hex, sha256},
     fleet::{Fleet, FleetNode},
     manifest::{Manifest, parse_toml},
     name::nearest,
@@ -242,10 +246,10 @@ impl FleetFiles {
             return Err(Error::configuration(format!("{place} is over 1 MiB")));
         }
         let signatures_path = self.directory.join(POLICY_SIGNATURES);
-        let signatures: Vec<String> = serde_json::from_str(&read_text(&signatures_path)?).map_err(|error| {
-            let what = format!("{} is not a JSON list of signatures", shown(&signatures_path));
-            Error::during(Kind::Configuration, what, &error)
-        })?;
+        let signatures = match read_signatures(&signatures_path)? {
+            Some(signatures) => signatures,
+            None => return Err(Error::configuration(format!("{} does not exist", shown(&signatures_path)))),
+        };
         // Git on Windows may have given it that system's line endings, which nobody signed; inside JSON's strings there
         // are none, so this takes nothing away.
         let bytes = text.replace("\r\n", "\n").into_bytes();
@@ -255,7 +259,90 @@ impl FleetFiles {
             error
         })?;
         let policy = verified.into_value();
-        Ok(PolicyFiles { bytes, signatures, policy })
+        let files = PolicyFiles { bytes, signatures, policy };
+        self.follow_pinned(&files)?;
+        Ok(files)
+    }
+
+    /// Where this machine keeps the policy that it saw last in this folder.
+    fn pin_path(&self) -> Result<PathBuf> {
+        let directory = std::fs::canonicalize(&self.directory).map_err(|error| {
+            Error::during(Kind::Configuration, format!("cannot find {}", self.directory.display()), &error)
+        })?;
+        let key = format!("{}\n{}", self.fleet.fleet, directory.display());
+        let name = format!("{}-{}.json", self.fleet.fleet, &hex(&sha256(key.as_bytes()))[..16]);
+        Ok(state_directory()?.join("policies").join(name))
+    }
+
+    /// A policy vouches for itself only once: the first that this machine sees in a folder. Each later one must follow
+    /// from that by signatures, as for nodes, or whoever can write to the repository could put their own in its place.
+    fn follow_pinned(&self, files: &PolicyFiles) -> Result<()> {
+        let path = self.pin_path()?;
+        let Some(text) = read_if_present(&path)? else { return self.pin(files) };
+        let broken = |what: String| {
+            Error::configuration(format!("{}: {what}", path.display()))
+                .hint("it is this machine's own memory of the policy; remove it only if you know why it is damaged")
+        };
+        let signed: SignedText = serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?;
+        if signed.text.as_bytes() == files.bytes {
+            return Ok(());
+        }
+        let mut pinned = Policy::parse(signed.text.as_bytes()).map_err(broken)?;
+        let refused = |why: String| {
+            Error::new(Kind::Refused, format!("{}: {why}", shown(&self.directory.join(POLICY))))
+                .hint("look at how it came here: `git log policy.json`")
+                .hint(format!("if this fleet was truly made anew, remove {}", path.display()))
+        };
+        let version = files.policy.version;
+        if version <= pinned.version {
+            return Err(refused(format!(
+                "it is version {version}, and this machine has seen version {} here: this folder is out of date, or it was replaced",
+                pinned.version
+            )));
+        }
+        for next in pinned.version + 1..version {
+            let step = read_text(&self.directory.join("policies").join(format!("{next}.json")))
+                .map_err(|error| refused(format!("version {next} before it is missing: {}", error.message)))?;
+            let step: SignedText = serde_json::from_str(&step).map_err(|error| refused(error.to_string()))?;
+            pinned = bulkhead_trust::accept_policy(step.text.as_bytes(), &step.signatures, &pinned)
+                .map_err(|refusal| refused(format!("version {next} before it: {}", refusal.message)))?
+                .into_value();
+        }
+        bulkhead_trust::accept_policy(&files.bytes, &files.signatures, &pinned).map_err(|refusal| {
+            refused(format!("it does not follow from the one that this machine knows: {}", refusal.message))
+        })?;
+        self.pin(files)
+    }
+
+    /// Remembers a policy as the one to follow from. `bulkhead init` does, where it makes a first one.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn pin(&self, files: &PolicyFiles) -> Result<()> {
+        let path = self.pin_path()?;
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)
+                .map_err(|error| Error::during(Kind::Internal, format!("cannot make {}", parent.display()), &error))?;
+        }
+        let text = String::from_utf8(files.bytes.clone())
+            .map_err(|error| Error::during(Kind::Internal, "the policy is not text", &error))?;
+        let signed = SignedText { text, signatures: files.signatures.clone() };
+        let bytes = serde_json::to_vec(&signed)
+            .map_err(|error| Error::during(Kind::Internal, "the policy cannot be remembered", &error))?;
+        write_durably(&path, &bytes)
+    }
+
+    /// Forgets what policy was seen here.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn unpin(&self) -> Result<()> {
+        let path = self.pin_path()?;
+        match std::fs::remove_file(&path) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::during(Kind::Internal, format!("cannot remove {}", path.display()), &error)),
+        }
     }
 
     /// The nodes of an environment, by name.
@@ -320,6 +407,18 @@ impl FleetFiles {
             }
         }
     }
+}
+
+/// A file of signatures: a JSON list of armoured SSHSIG; `None` where there is none.
+///
+/// # Errors
+/// It cannot be read, or is none.
+pub fn read_signatures(path: &Path) -> Result<Option<Vec<String>>> {
+    let Some(text) = read_if_present(path)? else { return Ok(None) };
+    serde_json::from_str(&text).map(Some).map_err(|error| {
+        let what = format!("{} is not a JSON list of signatures", shown(path));
+        Error::during(Kind::Configuration, what, &error)
+    })
 }
 
 /// The app meant where none was named: the one whose manifest is here.

@@ -14,7 +14,11 @@ pub struct ParseIdError {
     text: String,
 }
 
-fn parse_hex(text: &str) -> Result<[u8; 32], ParseIdError> {
+/// Reads 32 bytes from 64 lower-case hexadecimal digits.
+///
+/// # Errors
+/// It is not that.
+pub fn parse(text: &str) -> Result<[u8; 32], ParseIdError> {
     let bad = || ParseIdError { text: text.chars().take(80).collect() };
     let digits = text.as_bytes();
     if digits.len() != 64 {
@@ -84,7 +88,7 @@ macro_rules! id {
         impl FromStr for $name {
             type Err = ParseIdError;
             fn from_str(text: &str) -> Result<Self, ParseIdError> {
-                parse_hex(text).map(Self)
+                parse(text).map(Self)
             }
         }
 
@@ -118,6 +122,26 @@ id! {
 id! {
     /// A policy document: sha256 of its exact bytes.
     PolicyId
+}
+id! {
+    /// A signed statement about an image: sha256 of its exact bytes.
+    StatementId
+}
+id! {
+    /// A line of an audit log: sha256 of its exact bytes, without its line feed.
+    EntryId
+}
+id! {
+    /// A sealed secret: sha256 of what is sealed, which says nothing of the value.
+    SecretDigest
+}
+id! {
+    /// What a release runs, whoever ordered it: see [`crate::order::Run::id`].
+    RunId
+}
+id! {
+    /// A node's present boot: drawn at random when it is first needed, and gone with the boot.
+    BootId
 }
 
 #[cfg(test)]

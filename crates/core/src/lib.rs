@@ -14,6 +14,10 @@
 //! | [`manifest`] | `bulkhead.toml` |
 //! | [`node`] | who a node is, and what its installation is given |
 //! | [`order`] | signed statements of what must run |
+//! | [`signed`] | a document with its signatures |
+//! | [`standing`] | orders given in advance, within bounds |
+//! | [`statement`] | that an image is green, or red |
+//! | [`notice`] | what a fleet tells its nodes between orders: revocations, heartbeats |
 //! | [`fleet`] | `fleet.toml`: nodes and how to reach them |
 //! | [`policy`] | who must sign what |
 //! | [`time`] | seconds since the epoch, and their RFC 3339 text |
@@ -24,11 +28,16 @@ pub mod image;
 pub mod manifest;
 pub mod name;
 pub mod node;
+pub mod notice;
 pub mod order;
 pub mod policy;
+pub mod signed;
+pub mod standing;
+pub mod statement;
 pub mod time;
 pub mod verity;
 
-pub use digest::{FileDigest, ImageId, OrderId, PolicyId};
-pub use name::{AppName, EnvironmentName, FleetName, NodeName, PersonName, ServiceName, VolumeName};
+pub use digest::{BootId, EntryId, FileDigest, ImageId, OrderId, PolicyId, RunId, SecretDigest, StatementId};
+pub use name::{AppName, EnvironmentName, FleetName, NodeName, PersonName, SecretName, ServiceName, VolumeName};
+pub use signed::SignedText;
 pub use time::Timestamp;

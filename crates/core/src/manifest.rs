@@ -4,10 +4,10 @@
 //! `docs/manifest.md`. Values are checked as they are parsed, so an error
 //! always names the line and column it stands on.
 
-use crate::name::{AppName, EnvironmentName, NodeName, ServiceName, VolumeName, nearest};
+use crate::name::{AppName, EnvironmentName, NodeName, SecretName, ServiceName, VolumeName, nearest};
 use crate::order::{Health, HealthCheck, ServiceSpec, VolumeMount};
 use serde::{Deserialize, Deserializer, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// An app: its image, its services and what differs between environments.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -122,6 +122,10 @@ pub struct ServiceSection {
     /// Environment variables. Not for secrets.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// Secrets that it reads, each as a file of that name in the directory that `CREDENTIALS_DIRECTORY` names.
+    /// `bulkhead secret set` gives them their values.
+    #[serde(default)]
+    pub secrets: BTreeSet<SecretName>,
     /// How to tell that it is well.
     #[serde(default)]
     pub health: HealthSection,
@@ -444,6 +448,7 @@ impl Manifest {
             jit: service.jit.unwrap_or_else(|| JIT_RUNTIMES.contains(&program)),
             drain_ms: service.drain.map_or(10_000, |s| s.0),
             stop_ms: service.stop.map_or(10_000, |s| s.0),
+            secrets: service.secrets.clone(),
         }
     }
 }

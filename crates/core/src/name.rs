@@ -1,22 +1,54 @@
 //! Validated names. They end up in file names, unit names and shell output, so
 //! one strict rule serves all: a lower-case letter, then lower-case letters,
-//! digits and single inner hyphens; at most 40 characters.
+//! digits and single inner hyphens; at most 40 characters. Secrets are named as
+//! environment variables are, because programs know them by such names.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::{fmt, str::FromStr};
 
 /// The longest name. A unit name joins three of them and must stay below 255.
 pub const NAME_MAX: usize = 40;
+/// The longest name of a secret.
+pub const SECRET_NAME_MAX: usize = 64;
 
 /// What makes a text not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{text}` is not a name of {what}: use lower-case letters, digits and single inner hyphens, start with a letter, {NAME_MAX} characters at most"
-)]
+#[error("`{text}` is not a name of {what}: {rule}")]
 pub struct ParseNameError {
     text: String,
     what: &'static str,
+    rule: &'static str,
 }
+
+/// What names look like.
+struct Rule {
+    is_name: fn(&str) -> bool,
+    words: &'static str,
+    #[cfg(feature = "schema")]
+    pattern: &'static str,
+    #[cfg(feature = "schema")]
+    max: usize,
+}
+
+/// Of everything but secrets.
+const PLAIN: Rule = Rule {
+    is_name,
+    words: "use lower-case letters, digits and single inner hyphens, start with a letter, 40 characters at most",
+    #[cfg(feature = "schema")]
+    pattern: "^[a-z](-?[a-z0-9])*$",
+    #[cfg(feature = "schema")]
+    max: NAME_MAX,
+};
+
+/// Of secrets.
+const SECRET: Rule = Rule {
+    is_name: is_secret_name,
+    words: "use letters, digits and underscores, start with a letter, 64 characters at most",
+    #[cfg(feature = "schema")]
+    pattern: "^[A-Za-z][A-Za-z0-9_]*$",
+    #[cfg(feature = "schema")]
+    max: SECRET_NAME_MAX,
+};
 
 fn is_name(text: &str) -> bool {
     let bytes = text.as_bytes();
@@ -27,8 +59,17 @@ fn is_name(text: &str) -> bool {
         && !text.contains("--")
 }
 
+fn is_secret_name(text: &str) -> bool {
+    (1..=SECRET_NAME_MAX).contains(&text.len())
+        && text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $what:literal) => {
+        name! { $(#[$doc])* $type, $what, PLAIN }
+    };
+    ($(#[$doc:meta])* $type:ident, $what:literal, $rule:ident) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $type(String);
@@ -56,10 +97,10 @@ macro_rules! name {
         impl FromStr for $type {
             type Err = ParseNameError;
             fn from_str(text: &str) -> Result<Self, ParseNameError> {
-                if is_name(text) {
+                if ($rule.is_name)(text) {
                     Ok(Self(text.to_owned()))
                 } else {
-                    Err(ParseNameError { text: text.chars().take(80).collect(), what: $what })
+                    Err(ParseNameError { text: text.chars().take(80).collect(), what: $what, rule: $rule.words })
                 }
             }
         }
@@ -85,8 +126,8 @@ macro_rules! name {
             fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
                 schemars::json_schema!({
                     "type": "string",
-                    "pattern": "^[a-z](-?[a-z0-9])*$",
-                    "maxLength": NAME_MAX,
+                    "pattern": $rule.pattern,
+                    "maxLength": $rule.max,
                     "description": concat!("The name of ", $what, "."),
                 })
             }
@@ -108,6 +149,8 @@ name! { /// A volume: named data that outlives releases.
 VolumeName, "a volume" }
 name! { /// A person or machine that holds a key.
 PersonName, "a key's holder" }
+name! { /// A secret: a value that services read from a file of this name.
+SecretName, "a secret", SECRET }
 
 /// The known word nearest to a mistyped one, if any is near enough to suggest.
 #[must_use]
@@ -131,6 +174,16 @@ mod tests {
         }
         for bad in ["", "-a", "a-", "a--b", "1a", "Web", "a.b", "a/b", "é", &"a".repeat(41)] {
             assert!(bad.parse::<AppName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_of_secrets() {
+        for good in ["a", "DATABASE_URL", "Key2", &"A".repeat(64)] {
+            assert!(good.parse::<SecretName>().is_ok(), "{good}");
+        }
+        for bad in ["", "_A", "1A", "A-B", "A.B", "A/B", "A B", "É", "A:B", &"A".repeat(65)] {
+            assert!(bad.parse::<SecretName>().is_err(), "{bad}");
         }
     }
 

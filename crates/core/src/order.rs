@@ -8,17 +8,19 @@
 //!
 //! One order can be for several nodes of one environment, so that a person
 //! with a security key touches it once. For each node it carries that node's
-//! next counter for the app and the id of the order before, so each node can
-//! refuse a replay, a fork and an order meant for another node.
+//! next counter for the app, the id of the order before and the id of the boot
+//! that it is meant for, so each node can refuse a replay, a fork, an order meant
+//! for another node, and one from before it was put back to a snapshot.
 
 use crate::{
-    digest::{ImageId, OrderId},
+    digest::{BootId, ImageId, OrderId, RunId, SecretDigest},
     manifest::is_clean_absolute,
-    name::{AppName, EnvironmentName, FleetName, NodeName, ServiceName, VolumeName},
+    name::{AppName, EnvironmentName, FleetName, NodeName, SecretName, ServiceName, VolumeName},
+    notice::is_line,
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// SSHSIG namespace of orders.
 pub const NAMESPACE: &str = "order@bulkhead";
@@ -43,8 +45,13 @@ pub struct Order {
     pub issued: Timestamp,
     /// From when on no node accepts it any more.
     pub not_after: Timestamp,
+    /// The newest policy's version, as the signer knows: a node that has an older one was kept from it.
+    pub policy: u64,
     /// What to do.
     pub action: Action,
+    /// Why the image must run although it is not green. Only where the policy allows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub break_glass: Option<String>,
     /// Why, in the signer's words; shown in the history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
@@ -58,6 +65,23 @@ pub struct Target {
     pub counter: u64,
     /// That last order; none for the first.
     pub previous: Option<OrderId>,
+    /// The node's boot that it is for.
+    pub boot: BootId,
+    /// Counters up to this one count as used up, where the node knows of fewer: it was put back to a snapshot, and
+    /// the signer knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor: Option<u64>,
+    /// The values of the secrets that the services have, as they are sealed to this node. It takes no others.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<SecretName, SecretDigest>,
+}
+
+impl Target {
+    /// A place in a history, without secrets.
+    #[must_use]
+    pub fn new(counter: u64, previous: Option<OrderId>, boot: BootId) -> Self {
+        Self { counter, previous, boot, floor: None, secrets: BTreeMap::new() }
+    }
 }
 
 /// What an order does.
@@ -119,6 +143,26 @@ pub struct Run {
     /// What this release was made from when it was not built: `rollback to 3`, `promoted from staging`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
+    /// What any one release key may put in its place.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub fallback: BTreeSet<RunId>,
+}
+
+impl Run {
+    /// The id of what runs: of image and services, in this very order, and not of where they came from.
+    ///
+    /// # Panics
+    /// Never: plain data always serialises.
+    #[must_use]
+    pub fn id(&self) -> RunId {
+        RunId::of(&serde_json::to_vec(&(&self.image, &self.services)).expect("plain data always serialises"))
+    }
+
+    /// The secrets of all its services.
+    #[must_use]
+    pub fn secrets(&self) -> BTreeSet<&SecretName> {
+        self.services.iter().flat_map(|service| &service.secrets).collect()
+    }
 }
 
 /// A tool and what it is let at. It runs from a tool image of its own, never from
@@ -222,6 +266,9 @@ pub struct ServiceSpec {
     pub drain_ms: u32,
     /// From SIGTERM to SIGKILL.
     pub stop_ms: u32,
+    /// The secrets that it reads, each as a file of that name in `$CREDENTIALS_DIRECTORY`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub secrets: BTreeSet<SecretName>,
 }
 
 /// A volume and where the service sees it.
@@ -273,6 +320,10 @@ pub enum OrderError {
 const SERVICES_MAX: usize = 64;
 const WORDS_MAX: usize = 1024;
 const TARGETS_MAX: usize = 10_000;
+/// The most secrets of an app.
+pub const SECRETS_MAX: usize = 32;
+/// More than anybody wants to choose among in a hurry.
+pub const FALLBACK_MAX: usize = 32;
 /// All words of a tool's command: a script on a command line fits.
 const TOOL_MAX_BYTES: usize = 16 << 10;
 /// Who wants to look for longer looks again.
@@ -300,6 +351,26 @@ impl Order {
         bytes
     }
 
+    /// Every secret that a service has must be pinned for each node, and nothing else.
+    fn check_secrets(&self) -> Result<(), String> {
+        let wanted = match &self.action {
+            Action::Run(run) => run.secrets(),
+            _ => BTreeSet::new(),
+        };
+        if wanted.len() > SECRETS_MAX {
+            return Err(format!("an app has at most {SECRETS_MAX} secrets"));
+        }
+        for (node, target) in &self.targets {
+            if let Some(name) = wanted.iter().find(|name| !target.secrets.contains_key(**name)) {
+                return Err(format!("secret `{name}` is not pinned for node `{node}`"));
+            }
+            if let Some(name) = target.secrets.keys().find(|name| !wanted.contains(name)) {
+                return Err(format!("secret `{name}` is pinned for node `{node}`, and no service has it"));
+            }
+        }
+        Ok(())
+    }
+
     /// Checks what the types cannot. Run on both sides: before signing and by the node.
     ///
     /// # Errors
@@ -314,25 +385,43 @@ impl Order {
         if self.targets.values().any(|target| target.counter == 0) {
             return Err("counters start at 1".into());
         }
-        if self.message.as_ref().is_some_and(|text| text.len() > 1000 || text.chars().any(char::is_control)) {
+        if self.message.as_ref().is_some_and(|text| !is_line(text)) {
             return Err("the message is one line of at most 1000 bytes".into());
+        }
+        if let Some(reason) = &self.break_glass {
+            if reason.is_empty() || !is_line(reason) {
+                return Err("the reason to break glass is one line of 1 to 1000 bytes".into());
+            }
+            if !matches!(self.action, Action::Run(_)) {
+                return Err("only an order that runs an image can break glass".into());
+            }
         }
         if let Action::Look(tool) = &self.action {
             tool.check()?;
         }
+        self.check_secrets()?;
         if let Action::Run(run) = &self.action {
-            if run.services.is_empty() || run.services.len() > SERVICES_MAX {
-                return Err(format!("a release has 1 to {SERVICES_MAX} services"));
-            }
-            for (index, service) in run.services.iter().enumerate() {
-                if run.services[..index].iter().any(|other| other.name == service.name) {
-                    return Err(format!("service `{}` twice", service.name));
-                }
-                service.check().map_err(|what| format!("service `{}`: {what}", service.name))?;
+            check_services(&run.services)?;
+            if run.fallback.len() > FALLBACK_MAX {
+                return Err(format!("more than {FALLBACK_MAX} fallbacks"));
             }
         }
         Ok(())
     }
+}
+
+/// Checks the services of a release.
+pub(crate) fn check_services(services: &[ServiceSpec]) -> Result<(), String> {
+    if services.is_empty() || services.len() > SERVICES_MAX {
+        return Err(format!("a release has 1 to {SERVICES_MAX} services"));
+    }
+    for (index, service) in services.iter().enumerate() {
+        if services[..index].iter().any(|other| other.name == service.name) {
+            return Err(format!("service `{}` twice", service.name));
+        }
+        service.check().map_err(|what| format!("service `{}`: {what}", service.name))?;
+    }
+    Ok(())
 }
 
 impl ServiceSpec {
@@ -405,10 +494,10 @@ impl ServiceSpec {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn service() -> ServiceSpec {
+    pub(crate) fn service() -> ServiceSpec {
         ServiceSpec {
             name: "web".parse().unwrap(),
             command: vec!["node".into(), "server.js".into()],
@@ -423,6 +512,7 @@ mod tests {
             jit: true,
             drain_ms: 0,
             stop_ms: 0,
+            secrets: BTreeSet::new(),
         }
     }
 
@@ -432,12 +522,48 @@ mod tests {
             fleet: "acme".parse().unwrap(),
             environment: "staging".parse().unwrap(),
             app: "notes".parse().unwrap(),
-            targets: [("n1".parse().unwrap(), Target { counter: 1, previous: None })].into(),
+            targets: [("n1".parse().unwrap(), Target::new(1, None, BootId([9; 32])))].into(),
             issued: Timestamp(0),
             not_after: Timestamp(600),
-            action: Action::Run(Run { image: ImageId([7; 32]), services: vec![service], source: None, origin: None }),
+            policy: 1,
+            action: Action::Run(Run {
+                image: ImageId([7; 32]),
+                services: vec![service],
+                source: None,
+                origin: None,
+                fallback: BTreeSet::new(),
+            }),
+            break_glass: None,
             message: None,
         }
+    }
+
+    #[test]
+    fn secrets_are_pinned_for_each_node() {
+        let name = |text: &str| text.parse::<SecretName>().unwrap();
+        let mut order = order(service());
+        let Action::Run(run) = &mut order.action else { panic!() };
+        run.services[0].secrets.insert(name("DATABASE_URL"));
+        let other = order.targets.values().next().unwrap().clone();
+        order.targets.insert("other".parse().unwrap(), other);
+        assert!(order.check().unwrap_err().contains("secret `DATABASE_URL` is not pinned for node"));
+        let pin = |order: &mut Order, secret: &str| {
+            for target in order.targets.values_mut() {
+                target.secrets.insert(name(secret), SecretDigest([1; 32]));
+            }
+        };
+        pin(&mut order, "DATABASE_URL");
+        assert_eq!(order.check(), Ok(()));
+        let bytes = order.to_bytes();
+        assert_eq!(Order::parse(&bytes), Ok(order.clone()));
+        pin(&mut order, "OTHER");
+        assert!(order.check().unwrap_err().contains("no service has it"));
+        let mut stop = order.clone();
+        stop.action = Action::Stop { services: vec![] };
+        assert!(stop.check().unwrap_err().contains("no service has it"));
+        let Action::Run(run) = &mut order.action else { panic!() };
+        run.services[0].secrets.extend((0..SECRETS_MAX).map(|number| name(&format!("S{number}"))));
+        assert!(order.check().unwrap_err().contains("at most 32 secrets"));
     }
 
     #[test]
@@ -509,5 +635,51 @@ mod tests {
         check(|s| s.health.within_ms = u32::MAX, "one hour");
         check(|s| s.volumes.push(VolumeMount { name: "v".parse().unwrap(), path: "/proc/x".into() }), "system");
         check(|s| s.volumes.push(VolumeMount { name: "v".parse().unwrap(), path: "/x:/etc".into() }), "clean absolute");
+    }
+
+    #[test]
+    fn what_runs_has_an_id() {
+        let run = |change: fn(&mut Run)| {
+            let Action::Run(mut run) = order(service()).action else { panic!("it runs") };
+            change(&mut run);
+            run.id()
+        };
+        let id = run(|_| {});
+        // Where it came from is not what it is.
+        assert_eq!(run(|run| run.origin = Some("rollback to 3".into())), id);
+        assert_eq!(run(|run| run.fallback = [RunId([1; 32])].into()), id);
+        assert_ne!(run(|run| run.image = ImageId([8; 32])), id);
+        assert_ne!(run(|run| drop(run.services[0].env.insert("A".into(), "b".into()))), id);
+        assert_ne!(run(|run| run.services[0].command.push("--fast".into())), id);
+    }
+
+    #[test]
+    fn breaking_glass() {
+        let check = |reason: &str, stops: bool, words: Option<&str>| {
+            let mut order = Order { break_glass: Some(reason.into()), ..order(service()) };
+            if stops {
+                order.action = Action::Stop { services: vec![] };
+            }
+            match (order.check(), words) {
+                (Ok(()), None) => {}
+                (Err(error), Some(words)) => assert!(error.contains(words), "{error}"),
+                (got, words) => panic!("{got:?} instead of {words:?}"),
+            }
+        };
+        check("the site is down and CI too", false, None);
+        check("", false, Some("1 to 1000 bytes"));
+        check("a\nb", false, Some("1 to 1000 bytes"));
+        check("why", true, Some("only an order that runs"));
+    }
+
+    #[test]
+    fn few_fallbacks() {
+        let mut order = order(service());
+        let Action::Run(run) = &mut order.action else { panic!("it runs") };
+        run.fallback = (0..32).map(|n| RunId([n; 32])).collect();
+        assert_eq!(order.check(), Ok(()));
+        let Action::Run(run) = &mut order.action else { panic!("it runs") };
+        run.fallback.insert(RunId([99; 32]));
+        assert!(order.check().unwrap_err().contains("32 fallbacks"));
     }
 }

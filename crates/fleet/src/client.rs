@@ -11,7 +11,8 @@ use crate::{
 };
 use bulkhead_core::{AppName, ImageId, ServiceName, image::DOCUMENT_MAX_BYTES};
 use bulkhead_wire::{
-    Ask, COMMAND, DATA_MAX_BYTES, Done, Event, Failure, LogLine, Look, NodeStatus, PROTOCOL, Release, Request, View,
+    Ask, Bring, COMMAND, DATA_MAX_BYTES, Done, Enforced, Event, Failure, LogLine, Look, NodeStatus, PROTOCOL, Paper,
+    Release, Request, SignedText, View,
 };
 use std::{
     collections::VecDeque,
@@ -29,6 +30,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 const EVENTS_MAX: usize = 100_000;
 /// Bytes of one bounded answer: far above a node's whole history, far below what hurts this machine.
 const ANSWER_MAX_BYTES: usize = 64 << 20;
+/// The longest audit log that is taken: no node sends a longer one.
+const AUDIT_MAX_BYTES: usize = 256 << 20;
 /// Bytes of events and data that wait while a stream is being sent.
 const QUEUE_MAX_BYTES: usize = 8 << 20;
 /// A node hangs up on who asks nothing for 30 seconds; what was made ready is used well before.
@@ -262,6 +265,67 @@ impl NodeClient {
             })
             .await?;
         status.ok_or_else(|| conversation.unexpected("no status"))
+    }
+
+    /// What the node enforces, as it was signed. Nothing of it is checked here.
+    ///
+    /// # Errors
+    /// See [`NodeError`].
+    pub async fn policy(&self) -> Result<Enforced, NodeError> {
+        let mut conversation = self.request(Ask::Policy).await?;
+        let mut policy = None;
+        conversation
+            .each(|event| match event {
+                Event::Policy(found) if policy.is_none() => {
+                    policy = Some(*found);
+                    true
+                }
+                _ => false,
+            })
+            .await?;
+        policy.ok_or_else(|| conversation.unexpected("no policy"))
+    }
+
+    /// The node's audit log without the first `from` entries, and its signed word of where it ends. Nothing of it is
+    /// checked here.
+    ///
+    /// # Errors
+    /// See [`NodeError`].
+    pub async fn audit(&self, from: u64) -> Result<(SignedText, Vec<u8>), NodeError> {
+        let mut conversation = self.request(Ask::Audit { from }).await?;
+        let Event::Audit(head) = conversation.event().await? else {
+            return Err(conversation.unexpected("no end of an audit log"));
+        };
+        match conversation.event().await? {
+            Event::Stream { bytes } if bytes.is_none_or(|bytes| bytes <= AUDIT_MAX_BYTES as u64) => {}
+            _ => return Err(conversation.unexpected("no audit log, or too long a one")),
+        }
+        let mut lines = Vec::new();
+        while let Some(piece) = conversation.next_data().await? {
+            if lines.len() + piece.len() > AUDIT_MAX_BYTES {
+                return Err(conversation.unexpected("an audit log of more than 256 MiB"));
+            }
+            lines.extend_from_slice(&piece);
+        }
+        conversation.each(|_| false).await?;
+        Ok((*head, lines))
+    }
+
+    /// Brings a signed document that is no order.
+    ///
+    /// # Errors
+    /// See [`NodeError`]; the node refuses it.
+    pub async fn bring(&self, paper: Paper, document: &SignedText) -> Result<(), NodeError> {
+        let bring = Bring { paper, signatures: document.signatures.clone() };
+        let mut conversation = self.begin(Ask::Bring(bring)).await?;
+        let sending = async {
+            conversation.outgoing.data(document.text.as_bytes()).await?;
+            conversation.outgoing.end().await?;
+            conversation.outgoing.flush().await
+        };
+        // Where the node answers before it has all, its answer says why.
+        drop(sending.await);
+        conversation.each(|_| false).await.map(drop)
     }
 
     /// Releases of an app (or of all), oldest first. Where the node was made ready for an order it is asked on that

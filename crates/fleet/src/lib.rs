@@ -34,4 +34,4 @@ pub mod ssh;
 
 pub use client::{Conversation, NodeClient, NodeError, printable};
 pub use identity::Identities;
-pub use ssh::{ConnectError, Connection, HostKey, Target, Timeouts, connect, resolve, resolve_machine};
+pub use ssh::{ConnectError, Connection, HostKey, Target, Timeouts, connect, resolve, resolve_as, resolve_machine};

@@ -3,6 +3,7 @@
 //! ```text
 //! ROOT/nodes/FLEET/NODE/APP.json   where the app stood, which images the node held
 //! ROOT/nodes/FLEET/NODE/tools      which tool images the node held
+//! ROOT/nodes/FLEET/NODE/boot       its boot, which orders name
 //! ROOT/documents/IMAGE             documents of known images
 //! ```
 //!
@@ -10,7 +11,7 @@
 //! node and never a wrong result, so reading never fails. Documents are checked
 //! against their id when read.
 
-use bulkhead_core::{AppName, FleetName, ImageId, NodeName, image::Image};
+use bulkhead_core::{AppName, BootId, FleetName, ImageId, NodeName, image::Image};
 use bulkhead_wire::Position;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -132,6 +133,27 @@ impl Memory {
     /// The file could not be written.
     pub fn remember_tools(&self, fleet: &FleetName, node: &NodeName, images: &[ImageId]) -> Result<(), MemoryError> {
         write_whole(&self.tools_path(fleet, node), &serde_json::to_vec(images).expect("plain data always serialises"))
+    }
+
+    fn boot_path(&self, fleet: &FleetName, node: &NodeName) -> PathBuf {
+        self.root.join("nodes").join(fleet.as_str()).join(node.as_str()).join("boot")
+    }
+
+    /// The boot that a node was in; `None` where nothing is remembered.
+    #[must_use]
+    pub fn recall_boot(&self, fleet: &FleetName, node: &NodeName) -> Option<BootId> {
+        fs::read_to_string(self.boot_path(fleet, node)).ok()?.parse().ok()
+    }
+
+    /// Remembers it.
+    ///
+    /// # Errors
+    /// The file could not be written.
+    pub fn remember_boot(&self, fleet: &FleetName, node: &NodeName, boot: BootId) -> Result<(), MemoryError> {
+        if self.recall_boot(fleet, node) == Some(boot) {
+            return Ok(());
+        }
+        write_whole(&self.boot_path(fleet, node), boot.to_string().as_bytes())
     }
 
     /// A known image's document.

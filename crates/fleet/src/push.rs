@@ -33,7 +33,7 @@ use crate::{
 };
 use again::Again;
 use bulkhead_core::{
-    AppName, FleetName, ImageId, NodeName, OrderId, Timestamp,
+    AppName, BootId, FleetName, ImageId, NodeName, OrderId, SecretName, SignedText, Timestamp,
     image::Image,
     order::{self, Action, Order},
 };
@@ -73,7 +73,7 @@ const PREDECESSOR_MAX: Duration = Duration::from_secs(2 * 3600);
 /// How often an upload is reported.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 /// Rules by which a node says that the order does not follow its history.
-const RULES_OF_POSITION: [&str; 2] = ["counter", "previous"];
+const RULES_OF_POSITION: [&str; 4] = ["counter", "previous", "boot", "restored"];
 /// The rule by which a node says that it has not got the image over which the document was packed.
 const RULE_OF_BASE: &str = "base";
 /// A node that answers faster than this is in a local network, or on this machine: see [`Options::fast`].
@@ -137,6 +137,22 @@ pub struct Push {
     pub wait: Duration,
     /// For an order that has a tool run: each notification interrupts the tool.
     pub interruptions: Option<Arc<Notify>>,
+    /// What comes with the order: statements about its image, a standing order, sealed secrets.
+    pub papers: Papers,
+    /// Whether to go on from where a node stands that was put back to a snapshot: orders that it has forgotten count
+    /// as used up.
+    pub accept_restored: bool,
+}
+
+/// Signed documents that come with an order.
+#[derive(Debug, Clone, Default)]
+pub struct Papers {
+    /// Statements about its image.
+    pub statements: Vec<SignedText>,
+    /// The standing order that covers it.
+    pub standing: Option<SignedText>,
+    /// The sealed values that it pins, for each node in base64.
+    pub secrets: BTreeMap<NodeName, BTreeMap<SecretName, String>>,
 }
 
 /// What happens, as it happens.
@@ -252,6 +268,18 @@ pub enum PushError {
         #[source]
         source: Box<NodeError>,
     },
+    /// The node has forgotten orders.
+    #[error(
+        "node {node} was put back to a snapshot, or made anew: it knows of {counter} orders for the app, and {known} were accepted"
+    )]
+    Restored {
+        /// Which node.
+        node: NodeName,
+        /// How many orders it knows of.
+        counter: u64,
+        /// How many it had accepted.
+        known: u64,
+    },
     /// No order for it.
     #[error("cannot sign the order for node {node}")]
     Sign {
@@ -359,6 +387,8 @@ enum End {
 impl Pushing<'_> {
     async fn run(mut self, early: Option<Connecting>, identities: &Identities, line: Line) -> NodeOutcome {
         // Tool images are the node's, and are remembered apart from what an app's releases were made of.
+        // The boot is the node's, whichever app was there last.
+        self.remembered.position.boot = self.memory.recall_boot(&self.push.fleet, &self.target.node);
         let is_tool = self.push.interruptions.is_some();
         let mut images = Vec::new();
         if is_tool {
@@ -372,6 +402,9 @@ impl Pushing<'_> {
         if is_tool {
             let tools = std::mem::replace(&mut self.remembered.images, images);
             self.memory.remember_tools(&self.push.fleet, &self.target.node, &tools).ok();
+        }
+        if let Some(boot) = self.remembered.position.boot {
+            self.memory.remember_boot(&self.push.fleet, &self.target.node, boot).ok();
         }
         self.memory.remember(&self.push.fleet, &self.target.node, &self.push.app, &self.remembered).ok();
         match &result {
@@ -444,7 +477,15 @@ impl Pushing<'_> {
                     // Some of it may have come: the node says what is still missing.
                     End::Lacking(Vec::new())
                 }
-                end => end?,
+                end => {
+                    // Refused after its signatures were found good: it used up no counter, and whoever remembers
+                    // that it did would take the node for one that was put back.
+                    let is_next = self.remembered.position.previous == Some(OrderId::of(&signed.bytes));
+                    if end.is_err() && is_next && self.timings.durable_ms.is_none() {
+                        self.remembered.position = before.clone();
+                    }
+                    end?
+                }
             };
             match end {
                 End::Done(done) => {
@@ -453,8 +494,11 @@ impl Pushing<'_> {
                 }
                 End::Elsewhere(error, position) => {
                     refusal = Some(error);
-                    self.remembered.position = position.clone();
-                    self.tell(Progress::Repositioned(position));
+                    let before = std::mem::replace(&mut self.remembered.position, position.clone());
+                    // That it has booted since is no news to anybody.
+                    if (before.counter, before.previous) != (position.counter, position.previous) {
+                        self.tell(Progress::Repositioned(position));
+                    }
                     if self.timings.orders as usize == ORDERS_MAX {
                         break;
                     }
@@ -535,7 +579,11 @@ impl Pushing<'_> {
         let image = offer.as_ref().map(|offer| offer.id);
         let wait = if self.is_asking { patience(&order.bytes, self.push.wait) } else { self.push.wait };
         let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
-        let ask = Ask::Submit(Submit { signatures: order.signatures.clone(), image: offer, wait_ms });
+        let Papers { statements, standing, secrets } = &self.push.papers;
+        let (statements, standing) = (statements.clone(), standing.clone());
+        let secrets = secrets.get(&self.target.node).cloned().unwrap_or_default();
+        let signatures = order.signatures.clone();
+        let ask = Ask::Submit(Submit { signatures, image: offer, wait_ms, statements, standing, secrets });
         self.timings.packs += u32::from(!expected.items.is_empty());
         let Conversation { mut outgoing, incoming, ending, .. } = client.begin(ask).await?;
         let upload = Upload { bytes: AtomicU64::new(0), told: Mutex::new(Instant::now()) };
@@ -685,7 +733,19 @@ impl Pushing<'_> {
     fn refused(&mut self, failure: Failure, expected: &Expected) -> Result<End, PushError> {
         let (position, rule) = (failure.position.clone(), failure.rule.clone());
         let error = NodeError::Failed { node: self.target.node.to_string(), failure: Box::new(failure) };
-        if let Some(position) = position {
+        if let Some(mut position) = position {
+            let known = self.remembered.position.counter.max(position.seen);
+            if known > position.counter {
+                if !self.push.accept_restored {
+                    // What is remembered stays: whoever comes next is told as well.
+                    return Err(PushError::Restored {
+                        node: self.target.node.clone(),
+                        counter: position.counter,
+                        known,
+                    });
+                }
+                position.seen = known;
+            }
             if RULES_OF_POSITION.contains(&rule.as_str()) && position != self.remembered.position {
                 return Ok(End::Elsewhere(error, position));
             }
@@ -700,17 +760,20 @@ impl Pushing<'_> {
     fn step(&mut self, step: Step, order: &SignedOrder, image: Option<ImageId>, line: &Line, connected: Instant) {
         let at = Some(step.at_ms);
         match step.step {
-            StepKind::Accepted => {
-                line.settled();
-                self.accepted(order);
-            }
+            // Its signatures are good; whether it counts is decided when the node has all of it.
+            StepKind::Accepted => line.settled(),
             StepKind::Received => self.timings.transfer_ms = Some(since(connected)),
             StepKind::Durable => {
                 self.timings.durable_ms = at;
+                self.accepted(order);
                 self.holds(image);
             }
             StepKind::Mounted => self.timings.mounted_ms = at,
-            StepKind::Started => self.timings.started_ms = self.timings.started_ms.max(at),
+            StepKind::Started => {
+                // A tool starts once its order is used up.
+                self.accepted(order);
+                self.timings.started_ms = self.timings.started_ms.max(at);
+            }
             StepKind::Healthy => {
                 self.timings.healthy_ms = self.timings.healthy_ms.max(at);
                 self.timings.until_healthy_ms = Some(since(self.started));
@@ -731,6 +794,7 @@ impl Pushing<'_> {
         if let Some(target) = targets.remove(&self.target.node) {
             self.remembered.position.counter = target.counter;
             self.remembered.position.previous = Some(OrderId::of(&order.bytes));
+            self.remembered.position.seen = 0;
         }
     }
 
@@ -827,9 +891,17 @@ fn since(start: Instant) -> u64 {
     millis(start.elapsed())
 }
 
-/// The place after this one.
-fn next(position: &Position) -> order::Target {
-    order::Target { counter: position.counter.saturating_add(1), previous: position.previous }
+/// The place after this one. A boot that is not known is none: the node says which it is.
+#[must_use]
+pub fn next(position: &Position) -> order::Target {
+    let used = position.counter.max(position.seen);
+    order::Target {
+        counter: used.saturating_add(1),
+        previous: position.previous,
+        boot: position.boot.unwrap_or(BootId([0; 32])),
+        floor: (used > position.counter).then_some(used),
+        secrets: BTreeMap::new(),
+    }
 }
 
 /// The next interruption; never where none can come.

@@ -124,7 +124,7 @@ impl Signer {
         let signature = signature.map_err(|source| SignError::Sign { key: key(), source })?;
         let armoured = sshsig::armor(&self.public, namespace, &signature);
         match sshsig::verify(&armoured, namespace, message) {
-            Ok(by) if by == self.public => Ok(armoured),
+            Ok(by) if by.key == self.public => Ok(armoured),
             Ok(_) => Err(SignError::Bad { key: key(), source: SignatureError::Mismatch }),
             Err(source) => Err(SignError::Bad { key: key(), source }),
         }

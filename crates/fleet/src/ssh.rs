@@ -14,7 +14,7 @@ mod stream;
 mod target;
 
 pub use channel::{Channel, ChannelReader, ChannelWriter, Ending, EndingHandle};
-pub use target::{HostKey, HostKeyError, ResolveError, Target, resolve, resolve_machine};
+pub use target::{HostKey, HostKeyError, ResolveError, Target, resolve, resolve_as, resolve_machine};
 
 use crate::{
     identity::{Candidate, Identities, IdentityError, Source, fingerprint},

@@ -5,7 +5,7 @@
 #![cfg(target_os = "linux")]
 #![expect(clippy::print_stderr, reason = "a test says why it skips, and what it waits for")]
 
-use bulkhead_core::policy::{Demand, Key, Policy, Role, Root};
+use bulkhead_core::policy::{Demand, Environment, Key, Policy, Role, Root};
 use bulkhead_fleet::local::{Local, LocalError, LocalNode, NodeSpec, SignedPolicy, find_agent};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -61,14 +61,22 @@ impl Scene {
 
     fn policy(&self, version: u64) -> SignedPolicy {
         let key = fs::read_to_string(self.path("key.pub")).expect("ssh-keygen made it");
-        let roles = BTreeSet::from([Role::Release, Role::Courier]);
+        let roles = BTreeSet::from([Role::Release, Role::Courier, Role::Observe, Role::Operate]);
         let policy = Policy {
             format: 1,
             fleet: "shop".parse().expect("a name"),
             version,
-            root: Root { threshold: 1, keys: vec![key.trim().to_owned()] },
-            keys: BTreeMap::from([("ann".parse().expect("a name"), Key { key: key.trim().to_owned(), roles })]),
-            environments: BTreeMap::from([("staging".parse().expect("a name"), Demand { release: 1 })]),
+            root: Root { threshold: 1, keys: vec![key.trim().to_owned()], verify_user: false },
+            keys: BTreeMap::from([(
+                "ann".parse().expect("a name"),
+                Key { key: key.trim().to_owned(), roles, verify_user: false },
+            )]),
+            environments: BTreeMap::from([(
+                "staging".parse().expect("a name"),
+                Environment::accepting(Demand::release(1)),
+            )]),
+            nodes: BTreeMap::new(),
+            revoked: bulkhead_core::notice::Revoked::default(),
         };
         let path = self.path("policy.json");
         fs::write(&path, policy.to_bytes()).expect("the directory is writable");
@@ -297,7 +305,7 @@ fn is_laid_out(local: &Local, node: &LocalNode) {
     let listening = exec("ss", &["-Hltun"]);
     assert!(listening.lines().all(|line| line.contains(":22 ")), "{listening}");
 
-    for account in ["bulkhead", "bulkhead-drop"] {
+    for account in ["bulkhead", "bulkhead-drop", "bulkhead-observe", "bulkhead-operate"] {
         let effective = exec(
             "sshd",
             &["-T", "-f", "/etc/bulkhead/sshd_config", "-C", &format!("user={account},host=h,addr=192.0.2.1")],

@@ -113,9 +113,17 @@ impl World {
     /// # Errors
     /// A binary is missing, or the nodes do not boot.
     pub fn start(nodes: &str) -> Result<Self> {
+        Self::of_suite(nodes, "trixie")
+    }
+
+    /// As [`World::start`], of another Debian suite.
+    ///
+    /// # Errors
+    /// A binary is missing, or the nodes do not boot.
+    pub fn of_suite(nodes: &str, suite: &str) -> Result<Self> {
         let mut world = Self::without_nodes()?;
         world.local = true;
-        world.run(&world.fleet(), &["local", "up", "--nodes", nodes])?.expect(0)?;
+        world.run(&world.fleet(), &["local", "up", "--nodes", nodes, "--suite", suite])?.expect(0)?;
         Ok(world)
     }
 
@@ -175,6 +183,7 @@ impl World {
             .env("BULKHEAD_AGENT", &self.agent)
             .env("HOME", self.root.path())
             .env("XDG_CACHE_HOME", self.cache())
+            .env_remove("XDG_STATE_HOME")
             .env_remove("SSH_AUTH_SOCK")
             .env_remove("BULKHEAD_ENV");
         command
@@ -200,6 +209,14 @@ impl World {
     /// It cannot be started.
     pub fn run_with_key(&self, folder: &Path, words: &[&str], key: &Path) -> Result<Ran> {
         finish(self.command(folder, words).env("BULKHEAD_KEY", key), words)
+    }
+
+    /// As [`World::run`], with more in its environment.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn run_with_env(&self, folder: &Path, words: &[&str], settings: &[(&str, &Path)]) -> Result<Ran> {
+        finish(self.command(folder, words).envs(settings.iter().copied()), words)
     }
 
     /// As [`World::run`], from a machine that remembers only what is in this folder.
@@ -248,6 +265,16 @@ impl World {
     pub fn spawn(&self, folder: &Path, words: &[&str]) -> Result<Child> {
         let mut command = self.command(folder, words);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().context("bulkhead cannot be started")
+    }
+
+    /// As [`World::spawn`], with another key.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn_with_key(&self, folder: &Path, words: &[&str], key: &Path) -> Result<Child> {
+        let mut command = self.command(folder, words);
+        command.env("BULKHEAD_KEY", key).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().context("bulkhead cannot be started")
     }
 

@@ -9,15 +9,34 @@
 //! - **Each kind of document has a namespace of its own**, so a signature made
 //!   for one cannot serve for another.
 //! - **A refusal is complete**: which rule refused, what was presented, what is
-//!   missing.
+//!   missing, and who could provide it.
+//! - **To forbid needs less than to allow**: any one release key may stop,
+//!   revoke, and go back to what was listed to go back to.
+//!
+//! | module | decides |
+//! |---|---|
+//! | [`sshsig`] | whether a signature is good |
+//! | [`signers`] | which of the wanted keys signed a document |
+//! | [`policy`] | which policy a node enforces next |
+//! | [`order`] | whether a node carries an order out |
+//! | [`green`] | whether an image is green |
+//! | [`notice`] | which revocations and heartbeats count |
+//! | [`audit`] | whether an audit log is whole, and is still the one that was seen |
+//! | [`sealing`] | what a node can open of what was sealed |
 
+pub mod audit;
+pub mod green;
+pub mod notice;
 pub mod order;
 pub mod policy;
+pub mod sealing;
+pub mod signers;
 pub mod sshsig;
 
-pub use order::{Accepted, Context, Standing, authorize_order, verify_accepted};
+pub use bulkhead_core::SignedText;
+pub use order::{Accepted, Authorized, Context, Grounds, Place, Presented, authorize_order, verify_accepted};
 pub use policy::{accept_policy, pin_first_policy};
-pub use sshsig::{PublicKey, SignatureError};
+pub use sshsig::{PrivateKey, PublicKey, SignatureError};
 
 use std::fmt;
 
@@ -45,7 +64,8 @@ impl<T> Verified<T> {
         self.value
     }
 
-    /// Who signed it, sorted: as the policy names them (for root keys: their fingerprints).
+    /// Who signed it, sorted: as the policy names them (for root keys: their fingerprints). Green keys that signed an
+    /// order are among them.
     pub fn signers(&self) -> &[String] {
         &self.signers
     }
@@ -74,6 +94,22 @@ pub enum Rule {
     Clock,
     /// A policy that is not the next version, or is not signed by the roots.
     PolicyVersion,
+    /// It is for another boot of the node.
+    Boot,
+    /// The node has forgotten orders that it had accepted: it was put back to a snapshot.
+    Restored,
+    /// What it would start, or the document itself, was revoked.
+    Revoked,
+    /// The node may have been kept from something newer: nothing new starts.
+    Stale,
+    /// The node does not offer what the policy demands for anything to run.
+    Isolation,
+    /// The image is not green, and must be.
+    NotGreen,
+    /// The policy allows no breaking of glass, or not by so few.
+    BreakGlass,
+    /// A standing order does not cover it, or is used up.
+    Standing,
 }
 
 impl fmt::Display for Rule {
@@ -89,6 +125,14 @@ impl fmt::Display for Rule {
             Self::Expired => "expired",
             Self::Clock => "clock",
             Self::PolicyVersion => "policy-version",
+            Self::Boot => "boot",
+            Self::Restored => "restored",
+            Self::Revoked => "revoked",
+            Self::Stale => "stale",
+            Self::Isolation => "isolation",
+            Self::NotGreen => "not-green",
+            Self::BreakGlass => "break-glass",
+            Self::Standing => "standing",
         })
     }
 }
@@ -103,14 +147,21 @@ pub struct Refusal {
     pub message: String,
     /// Who or what could mend it.
     pub hint: Option<String>,
+    /// Of an order that meets every demand and yet comes too late in the node's own count: how many orders the node
+    /// must have accepted when it was signed. The node has forgotten some.
+    pub ahead: Option<u64>,
 }
 
 impl Refusal {
-    fn new(rule: Rule, message: impl Into<String>) -> Self {
-        Self { rule, message: message.into(), hint: None }
+    /// A refusal by a rule. Whoever enforces bounds beside this crate's refuses in the same shape.
+    #[must_use]
+    pub fn new(rule: Rule, message: impl Into<String>) -> Self {
+        Self { rule, message: message.into(), hint: None, ahead: None }
     }
 
-    fn hint(mut self, hint: impl Into<String>) -> Self {
+    /// With who or what could mend it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }

@@ -1,74 +1,32 @@
 //! Which policy a node enforces, and how the next one replaces it.
 
-use crate::{PublicKey, Refusal, Rule, Verified, sshsig};
+use crate::{
+    PublicKey, Refusal, Rule, Verified,
+    signers::{Wanted, signers},
+};
 use bulkhead_core::{
     FleetName,
-    policy::{NAMESPACE, POLICY_MAX_BYTES, Policy, Role, Root},
+    policy::{NAMESPACE, POLICY_MAX_BYTES, Policy, Root},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The most signatures that are looked at; more than any policy can need.
-pub const SIGNATURES_MAX: usize = 64;
-
-/// The distinct keys of `wanted` that signed these bytes, by the name given beside each.
-/// Signatures that are no good or of unknown keys count for nothing, and the
-/// notes say what each was.
-pub(crate) fn signers<'a>(
-    bytes: &[u8],
-    signatures: &[String],
-    namespace: &'static str,
-    wanted: impl IntoIterator<Item = (String, &'a str)>,
-) -> (BTreeMap<PublicKey, String>, Vec<String>) {
-    let known: BTreeMap<PublicKey, String> =
-        wanted.into_iter().filter_map(|(name, key)| Some((PublicKey::parse(key).ok()?, name))).collect();
-    let mut found = BTreeMap::new();
-    let mut notes = Vec::new();
-    for armoured in signatures.iter().take(SIGNATURES_MAX) {
-        match sshsig::verify(armoured, namespace, bytes) {
-            Ok(key) => match known.get(&key) {
-                Some(name) => drop(found.insert(key, name.clone())),
-                None => notes.push(format!("a signature by {}, which has no such role here", key.fingerprint())),
-            },
-            Err(error) => notes.push(format!("a signature that {}", phrase(&error))),
-        }
-    }
-    (found, notes)
-}
-
-fn phrase(error: &sshsig::SignatureError) -> String {
-    match error {
-        sshsig::SignatureError::Mismatch => "does not match the document".into(),
-        sshsig::SignatureError::UserPresence => "was made without touching the security key".into(),
-        sshsig::SignatureError::Namespace { found, wanted } => {
-            format!("was made for documents of kind `{found}`, not `{wanted}`")
-        }
-        other => format!("cannot be read ({other})"),
-    }
-}
-
-/// "nothing" or a list of what came instead of enough good signatures.
-pub(crate) fn presented(found: &BTreeMap<PublicKey, String>, notes: &[String]) -> String {
-    let mut parts: Vec<String> = found.values().map(|name| format!("a good signature by {name}")).collect();
-    parts.extend(notes.iter().take(5).cloned());
-    if parts.is_empty() { "no signature".into() } else { parts.join(", ") }
-}
-
 fn signed_by_roots(bytes: &[u8], signatures: &[String], root: &Root, whose: &str) -> Result<Vec<String>, Refusal> {
-    let wanted = root.keys.iter().map(|key| {
-        let name = PublicKey::parse(key).map_or_else(|error| error.to_string(), |key| key.fingerprint());
-        (name, key.as_str())
+    let wanted = root.keys.iter().map(|key| Wanted {
+        name: PublicKey::parse(key).map_or_else(|error| error.to_string(), |key| key.fingerprint()),
+        key,
+        verify_user: root.verify_user,
     });
-    let (found, notes) = signers(bytes, signatures, NAMESPACE, wanted);
-    if found.len() < root.threshold as usize {
+    let found = signers(bytes, signatures, NAMESPACE, wanted);
+    if found.count() < root.threshold as usize {
         let message = format!(
             "the policy needs {} of {whose} {} root keys; presented: {}",
             root.threshold,
             root.keys.len(),
-            presented(&found, &notes)
+            found.presented()
         );
         return Err(Refusal::new(Rule::Threshold, message).hint("have the missing root keys' holders sign it"));
     }
-    Ok(found.into_values().collect())
+    Ok(found.into_names())
 }
 
 /// Checks the policy that a node is installed with. Whoever installs a node
@@ -112,9 +70,11 @@ fn parse(bytes: &[u8], fleet: &FleetName) -> Result<Policy, Refusal> {
     Ok(policy)
 }
 
-/// Every key must be readable, no key may stand under two names (each name
-/// would count), and no environment may demand more than there are keys.
-fn check_keys(policy: &Policy) -> Result<(), Refusal> {
+/// Every key must be readable, and no key may stand under two names: each name would count.
+///
+/// # Errors
+/// The first key that is not.
+pub fn check_keys(policy: &Policy) -> Result<(), Refusal> {
     let malformed = |message: String| Refusal::new(Rule::Malformed, message);
     let mut seen: BTreeMap<PublicKey, &str> = BTreeMap::new();
     for (name, key) in &policy.keys {
@@ -128,12 +88,15 @@ fn check_keys(policy: &Policy) -> Result<(), Refusal> {
     if roots.len() != policy.root.keys.len() {
         return Err(malformed("a root key stands twice".into()));
     }
-    let release_keys = policy.holders(Role::Release).count();
-    for (name, demand) in &policy.environments {
-        if demand.release as usize > release_keys {
-            let message =
-                format!("environment `{name}` demands {} release keys, the policy has {release_keys}", demand.release);
-            return Err(malformed(message));
+    for (name, node) in &policy.nodes {
+        let key =
+            PublicKey::parse(&node.audit).map_err(|error| malformed(format!("audit key of `{name}`: {error}")))?;
+        if seen.contains_key(&key) || roots.contains(&key) {
+            return Err(malformed(format!("the audit key of `{name}` is also a person's")));
+        }
+        let is_digit = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+        if node.sealing.len() != 64 || !node.sealing.chars().all(is_digit) {
+            return Err(malformed(format!("the sealing key of `{name}` is not 64 hexadecimal digits")));
         }
     }
     Ok(())
@@ -143,7 +106,10 @@ fn check_keys(policy: &Policy) -> Result<(), Refusal> {
 pub(crate) mod tests {
     use super::*;
     use crate::sshsig::tests::TestKey;
-    use bulkhead_core::policy::{Demand, Key};
+    use bulkhead_core::{
+        notice::Revoked,
+        policy::{Demand, Environment, Key, NodeKeys, Role},
+    };
 
     pub(crate) fn policy(
         version: u64,
@@ -152,14 +118,21 @@ pub(crate) mod tests {
         release: &[(&str, &TestKey)],
         demand: u32,
     ) -> Policy {
-        let key = |key: &TestKey| Key { key: key.public.to_openssh(), roles: [Role::Release].into() };
+        let key =
+            |key: &TestKey| Key { key: key.public.to_openssh(), roles: [Role::Release].into(), verify_user: false };
         Policy {
             format: 1,
             fleet: "acme".parse().unwrap(),
             version,
-            root: Root { threshold, keys: roots.iter().map(|key| key.public.to_openssh()).collect() },
+            root: Root {
+                threshold,
+                keys: roots.iter().map(|key| key.public.to_openssh()).collect(),
+                verify_user: false,
+            },
             keys: release.iter().map(|(name, k)| (name.parse().unwrap(), key(k))).collect(),
-            environments: [("staging".parse().unwrap(), Demand { release: demand })].into(),
+            environments: [("staging".parse().unwrap(), Environment::accepting(Demand::release(demand)))].into(),
+            nodes: BTreeMap::new(),
+            revoked: Revoked::default(),
         }
     }
 
@@ -226,5 +199,57 @@ pub(crate) mod tests {
                 "{threshold} {demand}"
             );
         }
+    }
+
+    #[test]
+    fn a_policy_one_byte_long_too_much_is_not_read() {
+        let key = TestKey::new(1);
+        let mut bytes = policy(1, &[&key], 1, &[("ada", &key)], 1).to_bytes();
+        bytes.resize(POLICY_MAX_BYTES, b' ');
+        let check = |bytes: &[u8]| rule(pin_first_policy(bytes, &sign(&[&key], bytes), &"acme".parse().unwrap()));
+        assert_eq!(check(&bytes), None);
+        bytes.push(b' ');
+        assert_eq!(check(&bytes), Some(Rule::Malformed));
+    }
+
+    #[test]
+    fn a_root_key_that_stands_twice_is_refused() {
+        let (a, b) = (TestKey::new(1), TestKey::new(2));
+        let mut policy = policy(1, &[&a, &b], 1, &[("ada", &a)], 1);
+        policy.root.keys.push(format!("{} again", a.public.to_openssh()));
+        let bytes = policy.to_bytes();
+        assert_eq!(rule(pin_first_policy(&bytes, &sign(&[&a], &bytes), &policy.fleet)), Some(Rule::Malformed));
+    }
+
+    #[test]
+    fn roots_that_must_verify_their_users() {
+        let key = TestKey::security_key(1);
+        let mut policy = policy(1, &[&key], 1, &[("ada", &key)], 1);
+        policy.root.verify_user = true;
+        let bytes = policy.to_bytes();
+        let check = |flags| {
+            let signature = key.sign_as_security_key(NAMESPACE, &bytes, flags);
+            rule(pin_first_policy(&bytes, &[signature], &policy.fleet))
+        };
+        assert_eq!(check(5), None);
+        assert_eq!(check(1), Some(Rule::Threshold), "touched, no PIN");
+        assert_eq!(check(4), Some(Rule::Threshold), "PIN, not touched");
+    }
+
+    #[test]
+    fn keys_of_nodes() {
+        let (ada, node) = (TestKey::new(1), TestKey::new(7));
+        let check = |audit: String, sealing: &str| {
+            let mut policy = policy(1, &[&ada], 1, &[("ada", &ada)], 1);
+            policy.nodes.insert("n1".parse().unwrap(), NodeKeys { audit, sealing: sealing.into() });
+            let bytes = policy.to_bytes();
+            rule(pin_first_policy(&bytes, &sign(&[&ada], &bytes), &policy.fleet))
+        };
+        let good = "0f".repeat(32);
+        assert_eq!(check(node.public.to_openssh(), &good), None);
+        assert_eq!(check(ada.public.to_openssh(), &good), Some(Rule::Malformed), "a person's");
+        assert_eq!(check("ssh-rsa AAAA".into(), &good), Some(Rule::Malformed));
+        assert_eq!(check(node.public.to_openssh(), "0f"), Some(Rule::Malformed));
+        assert_eq!(check(node.public.to_openssh(), &"0F".repeat(32)), Some(Rule::Malformed));
     }
 }

@@ -14,10 +14,12 @@
 //! reserved must be empty; no trailing bytes anywhere; ed25519 signatures are
 //! checked with `verify_strict` (no small-order keys, one encoding); a security
 //! key must have seen a person (`flags & 1`) and must be of the application
-//! `ssh:`, neither of which `ssh-keygen -Y verify` demands.
+//! `ssh:`, neither of which `ssh-keygen -Y verify` demands. Whether it also
+//! checked a PIN or finger (`flags & 4`) is told to whoever asks, because a
+//! policy may demand it.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use ed25519_dalek::{Signature as Ed25519Signature, VerifyingKey};
+use ed25519_dalek::{Signature as Ed25519Signature, Signer as _, SigningKey, VerifyingKey};
 use sha2::{Digest as _, Sha256, Sha512};
 
 const MAGIC: &[u8] = b"SSHSIG";
@@ -28,6 +30,7 @@ pub const ARMOUR_MAX_BYTES: usize = 4096;
 /// `ssh-keygen -t ed25519-sk` makes keys of this application by default.
 const SK_APPLICATION: &[u8] = b"ssh:";
 const SK_USER_PRESENT: u8 = 1;
+const SK_USER_VERIFIED: u8 = 4;
 
 /// Why a key or signature is not good.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +55,15 @@ pub enum SignatureError {
     /// A security key signed without a touch.
     #[error("the security key was not touched")]
     UserPresence,
+}
+
+/// Who made a good signature, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signer {
+    /// The key.
+    pub key: PublicKey,
+    /// Whether a security key made it that had checked a PIN or finger.
+    pub verified_user: bool,
 }
 
 /// A public key: what its owner is, whatever comment stands beside it.
@@ -131,7 +143,8 @@ impl PublicKey {
         format!("SHA256:{}", text.trim_end_matches('='))
     }
 
-    fn verify(&self, signed: &[u8], signature: &[u8]) -> Result<(), SignatureError> {
+    /// Whether the signature is good; gives whether its maker was verified by the security key that made it.
+    fn verify(&self, signed: &[u8], signature: &[u8]) -> Result<bool, SignatureError> {
         let malformed = SignatureError::Malformed("bad signature field");
         let mut reader = Reader(signature);
         let kind = reader.string().ok_or(malformed.clone())?;
@@ -146,7 +159,7 @@ impl PublicKey {
             if !reader.0.is_empty() {
                 return Err(malformed);
             }
-            return check(signed);
+            return check(signed).map(|()| false);
         }
         // PROTOCOL.u2f: the authenticator signs H(application) | flags | counter | H(message).
         let (flags, counter) = match reader.0 {
@@ -162,7 +175,47 @@ impl PublicKey {
         if flags & SK_USER_PRESENT == 0 {
             return Err(SignatureError::UserPresence);
         }
-        Ok(())
+        Ok(flags & SK_USER_VERIFIED != 0)
+    }
+}
+
+/// A machine's own signing key; people's keys never come here.
+pub struct PrivateKey {
+    key: SigningKey,
+    public: PublicKey,
+}
+
+impl std::fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PrivateKey({})", self.public.fingerprint())
+    }
+}
+
+impl PrivateKey {
+    /// From 32 random bytes, as RFC 8032 has it.
+    #[must_use]
+    pub fn from_seed(seed: [u8; 32]) -> Self {
+        let key = SigningKey::from_bytes(&seed);
+        let point = key.verifying_key().to_bytes();
+        let mut blob = Vec::new();
+        put_string(&mut blob, b"ssh-ed25519");
+        put_string(&mut blob, &point);
+        Self { key, public: PublicKey { blob, point, security_key: false } }
+    }
+
+    /// Its public half.
+    #[must_use]
+    pub fn public_key(&self) -> &PublicKey {
+        &self.public
+    }
+
+    /// Signs; gives an armoured SSHSIG.
+    #[must_use]
+    pub fn sign(&self, namespace: &str, message: &[u8]) -> String {
+        let mut field = Vec::new();
+        put_string(&mut field, b"ssh-ed25519");
+        put_string(&mut field, &self.key.sign(&to_be_signed(namespace, message)).to_bytes());
+        armor(&self.public, namespace, &field)
     }
 }
 
@@ -203,7 +256,7 @@ pub fn armor(public_key: &PublicKey, namespace: &str, signature: &[u8]) -> Strin
 ///
 /// # Errors
 /// Why it is not a good signature over this message in this namespace.
-pub fn verify(armoured: &str, namespace: &'static str, message: &[u8]) -> Result<PublicKey, SignatureError> {
+pub fn verify(armoured: &str, namespace: &'static str, message: &[u8]) -> Result<Signer, SignatureError> {
     let malformed = SignatureError::Malformed;
     if armoured.len() > ARMOUR_MAX_BYTES {
         return Err(malformed("longer than 4096 bytes"));
@@ -233,8 +286,8 @@ pub fn verify(armoured: &str, namespace: &'static str, message: &[u8]) -> Result
         b"sha256" => signed_with(found, hash, &Sha256::digest(message)),
         _ => return Err(malformed("unknown hash algorithm")),
     };
-    key.verify(&signed, signature)?;
-    Ok(key)
+    let verified_user = key.verify(&signed, signature)?;
+    Ok(Signer { key, verified_user })
 }
 
 fn put_string(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -263,7 +316,6 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use ed25519_dalek::{Signer as _, SigningKey};
     use proptest::prelude::*;
 
     /// A key pair made from one byte: for tests of this crate only.
@@ -282,7 +334,7 @@ pub(crate) mod tests {
         }
 
         /// The same key pair as a security key's.
-        fn security_key(seed: u8) -> Self {
+        pub(crate) fn security_key(seed: u8) -> Self {
             let key = SigningKey::from_bytes(&[seed; 32]);
             let mut blob = Vec::new();
             put_string(&mut blob, b"sk-ssh-ed25519@openssh.com");
@@ -298,7 +350,7 @@ pub(crate) mod tests {
             armor(&self.public, namespace, &field)
         }
 
-        fn sign_as_security_key(&self, namespace: &str, message: &[u8], flags: u8) -> String {
+        pub(crate) fn sign_as_security_key(&self, namespace: &str, message: &[u8], flags: u8) -> String {
             let counter = 7u32.to_be_bytes();
             let mut signed = Sha256::digest(SK_APPLICATION).to_vec();
             signed.push(flags);
@@ -318,7 +370,8 @@ pub(crate) mod tests {
     #[test]
     fn a_signature_by_ssh_keygen() {
         // Made with OpenSSH 9.2: printf 'hello\n' | ssh-keygen -Y sign -n order@bulkhead -f key
-        let key = verify(VECTOR_SIGNATURE, NAMESPACE, b"hello\n").unwrap();
+        let Signer { key, verified_user } = verify(VECTOR_SIGNATURE, NAMESPACE, b"hello\n").unwrap();
+        assert!(!verified_user);
         assert_eq!(key, PublicKey::parse(VECTOR_KEY).unwrap());
         assert_eq!(key.to_openssh(), VECTOR_KEY);
         assert_eq!(key.fingerprint(), VECTOR_FINGERPRINT);
@@ -347,11 +400,10 @@ pub(crate) mod tests {
     #[test]
     fn a_security_key_must_be_touched() {
         let key = TestKey::security_key(2);
-        for flags in [1, 5] {
-            assert_eq!(
-                verify(&key.sign_as_security_key(NAMESPACE, b"x", flags), NAMESPACE, b"x").as_ref(),
-                Ok(&key.public)
-            );
+        for (flags, verified_user) in [(1, false), (5, true), (0xc1, false)] {
+            let armoured = key.sign_as_security_key(NAMESPACE, b"x", flags);
+            let signer = Signer { key: key.public.clone(), verified_user };
+            assert_eq!(verify(&armoured, NAMESPACE, b"x"), Ok(signer), "{flags}");
         }
         for flags in [0, 4] {
             let armoured = key.sign_as_security_key(NAMESPACE, b"x", flags);

@@ -23,8 +23,11 @@
 pub mod frame;
 pub mod message;
 
+pub use bulkhead_core::SignedText;
 pub use frame::{DATA_MAX_BYTES, Frame, FrameError, Kind, MESSAGE_MAX_BYTES, read_frame, write_frame};
 pub use message::*;
+/// The encoding of messages.
+pub use serde_json;
 
 /// Version of this protocol; part of every request.
 pub const PROTOCOL: u32 = 1;
@@ -35,7 +38,11 @@ pub const COMMAND: &str = "bulkhead-gate";
 pub const TOOL_STDOUT: u8 = 1;
 /// Likewise, to its standard error.
 pub const TOOL_STDERR: u8 = 2;
-/// The account that clients connect as.
+/// The account of couriers: it brings what is signed, and sees what an order must follow.
 pub const ACCOUNT: &str = "bulkhead";
+/// The account that sees what runs, logs and the audit log.
+pub const OBSERVE_ACCOUNT: &str = "bulkhead-observe";
+/// The account that sees files of services too, and talks to services.
+pub const OPERATE_ACCOUNT: &str = "bulkhead-operate";
 /// The account of the write-only SFTP drop box.
 pub const DROP_ACCOUNT: &str = "bulkhead-drop";

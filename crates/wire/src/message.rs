@@ -1,8 +1,8 @@
 //! Requests, events and what they carry.
 
 use bulkhead_core::{
-    AppName, EnvironmentName, FileDigest, FleetName, ImageId, NodeName, OrderId, ServiceName, Timestamp, VolumeName,
-    order::Source,
+    AppName, BootId, EnvironmentName, FileDigest, FleetName, ImageId, NodeName, OrderId, SecretName, ServiceName,
+    SignedText, Timestamp, VolumeName, order::Source, policy::NodeKeys,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -78,6 +78,15 @@ pub enum Ask {
         /// What to look at.
         view: View,
     },
+    /// What the node enforces, as it was signed. Answered by [`Event::Policy`].
+    Policy,
+    /// The node's audit log. Answered by [`Event::Audit`], an [`Event::Stream`] and the lines from this entry on.
+    Audit {
+        /// How many entries are left out.
+        from: u64,
+    },
+    /// Take a signed document that is no order: the stream that follows is its exact bytes.
+    Bring(Bring),
     /// The request itself comes as the next message. So the node's processes start while the client still works
     /// out what to ask; who does not ask soon is hung up on. One [`Ask::Releases`] may come before it: it is
     /// answered up to its [`Event::Done`], and the node goes on waiting.
@@ -87,7 +96,7 @@ pub enum Ask {
 }
 
 /// An order on its way.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Submit {
     /// Armoured SSHSIG signatures over the order's bytes.
     pub signatures: Vec<String>,
@@ -95,6 +104,55 @@ pub struct Submit {
     pub image: Option<ImageOffer>,
     /// How long to wait for another order of the app that is being carried out.
     pub wait_ms: u32,
+    /// Statements about the order's image, beside those that the node was brought before.
+    #[serde(default)]
+    pub statements: Vec<SignedText>,
+    /// The standing order that covers it.
+    #[serde(default)]
+    pub standing: Option<SignedText>,
+    /// The sealed values that the order pins for this node, in base64.
+    #[serde(default)]
+    pub secrets: BTreeMap<SecretName, String>,
+}
+
+/// All sealed values of an app on a node together, before base64: they come in one message, and systemd loads no more
+/// for a service.
+pub const SECRETS_MAX_BYTES: usize = 512 << 10;
+
+/// A signed document on its way that is no order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bring {
+    /// What it is.
+    pub paper: Paper,
+    /// Armoured SSHSIG signatures over its bytes.
+    pub signatures: Vec<String>,
+}
+
+/// Documents that nodes keep beside orders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Paper {
+    /// The policy after the one that the node enforces.
+    Policy,
+    /// What must not be started any more.
+    Revocation,
+    /// That nothing is kept from the node.
+    Heartbeat,
+    /// That an image is green, or red.
+    Statement,
+}
+
+impl Paper {
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Policy => "policy",
+            Self::Revocation => "revocation",
+            Self::Heartbeat => "heartbeat",
+            Self::Statement => "statement",
+        }
+    }
 }
 
 /// How an image comes.
@@ -164,6 +222,10 @@ pub enum Event {
     Log(LogLine),
     /// What was looked at.
     Look(Look),
+    /// What the node enforces.
+    Policy(Box<Enforced>),
+    /// Where the audit log ends, as the node signs it: a `bulkhead_trust::audit::Head`.
+    Audit(Box<SignedText>),
     /// A tool ended. Before it comes an [`Event::Stream`] of its output: data frames, each with
     /// [`crate::TOOL_STDOUT`] or [`crate::TOOL_STDERR`] as its first byte. An end frame from the
     /// client meanwhile interrupts the tool.
@@ -244,6 +306,9 @@ pub struct Done {
     /// What could not be done once the order held, in sentences: the node tries again with the next order or boot.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// For an order that was carried out, the node's signed word of it: a `bulkhead_trust::audit::Receipt`.
+    #[serde(default)]
+    pub receipt: Option<SignedText>,
 }
 
 /// Why it did not.
@@ -281,6 +346,17 @@ pub enum FailureKind {
     Node,
 }
 
+/// What a node enforces, as it was signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enforced {
+    /// The policy.
+    pub policy: SignedText,
+    /// The revocations that it was brought.
+    pub revocations: Vec<SignedText>,
+    /// The newest heartbeat that it was brought.
+    pub heartbeat: Option<SignedText>,
+}
+
 /// Where an app stands on a node.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Position {
@@ -290,6 +366,13 @@ pub struct Position {
     pub previous: Option<OrderId>,
     /// The policy version the node enforces.
     pub policy_version: u64,
+    /// The node's present boot, which an order must name.
+    #[serde(default)]
+    pub boot: Option<BootId>,
+    /// How many orders the node must have accepted, as orders prove that it met. More than `counter`: it was put back
+    /// to a snapshot, and takes only an order with a floor of so many.
+    #[serde(default)]
+    pub seen: u64,
 }
 
 /// A node's facts and what runs on it.
@@ -315,6 +398,12 @@ pub struct NodeStatus {
     pub booted: Timestamp,
     /// Version of the policy it enforces.
     pub policy_version: u64,
+    /// Its present boot.
+    #[serde(default)]
+    pub boot: Option<BootId>,
+    /// Its own keys, as it says itself: what a policy says of them counts.
+    #[serde(default)]
+    pub keys: Option<NodeKeys>,
     /// What isolation and integrity it offers, by name: whether it has it, and what stands in where not.
     pub facilities: BTreeMap<String, Facility>,
     /// Bytes free and in all where images are kept.
@@ -420,15 +509,18 @@ pub struct Release {
     /// The order as it was signed: all else here is what the node makes of it, and no ground for signing anything.
     #[serde(default)]
     pub signed: Option<SignedText>,
-}
-
-/// A document as it was signed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SignedText {
-    /// Its exact text.
-    pub text: String,
-    /// Armoured SSHSIG signatures over the text's bytes.
-    pub signatures: Vec<String>,
+    /// What is stated about its image, as it was signed.
+    #[serde(default)]
+    pub statements: Vec<SignedText>,
+    /// The standing order that it used, as it was signed.
+    #[serde(default)]
+    pub standing: Option<SignedText>,
+    /// On which grounds the node accepted it.
+    #[serde(default)]
+    pub grounds: Option<String>,
+    /// Why glass was broken for it, where it was.
+    #[serde(default)]
+    pub break_glass: Option<String>,
 }
 
 /// How a release ended.

@@ -3,17 +3,17 @@
 
 use super::{InstallError, bare_key, sshd, tree::Tree};
 use bulkhead_core::{
+    SignedText,
     node::{NodeConfig, UNWANTED_UNITS},
     policy::{Policy, Role},
 };
+use bulkhead_wire::{ACCOUNT, DROP_ACCOUNT, OBSERVE_ACCOUNT, OPERATE_ACCOUNT};
 use std::{fmt::Write as _, path::Path};
 
 /// Who the node is.
 pub(super) const IDENTITY: &str = "etc/bulkhead/node.json";
-/// The policy it enforces, byte for byte as it was signed.
-pub(super) const POLICY: &str = "var/lib/bulkhead/policy/policy.json";
-/// The signatures over it: a JSON list of armoured SSHSIG.
-pub(super) const POLICY_SIGNATURES: &str = "var/lib/bulkhead/policy/signatures.json";
+/// The policy it enforces with its signatures: a `SignedText`, so that both are replaced at once.
+pub(super) const POLICY: &str = "var/lib/bulkhead/policy/signed.json";
 /// The one binary.
 pub(super) const AGENT: &str = "usr/lib/bulkhead/bulkhead-agent";
 /// Its second name, by which it is the gate.
@@ -38,6 +38,10 @@ const SSH_GENERATOR: (&str, &str) =
 /// The host key; its public half is beside it with `.pub`.
 pub(super) const HOST_KEY: &str = "etc/bulkhead/ssh_host_ed25519_key";
 
+/// The seeds of the node's own keys: see `crate::keys`.
+pub(super) const AUDIT_KEY: &str = "var/lib/bulkhead/keys/audit";
+pub(super) const SEALING_KEY: &str = "var/lib/bulkhead/keys/sealing";
+
 pub(super) const UNIT_DIRECTORY: &str = "etc/systemd/system";
 pub(super) const RESOLVED: &str = "etc/systemd/resolved.conf.d/bulkhead.conf";
 
@@ -47,15 +51,43 @@ pub(super) struct Account {
     pub(super) name: &'static str,
     pub(super) shell: &'static str,
     pub(super) comment: &'static str,
+    /// Groups besides its own; made before it.
+    pub(super) groups: &'static [&'static str],
+    /// The roles of the keys that may connect as it.
+    pub(super) roles: &'static [Role],
 }
 
-/// The home directory of both: root's, empty.
+/// The home directory of all: root's, empty.
 pub(super) const HOME: &str = "/var/empty";
 
-/// The two accounts that may connect. The drop box's shell never runs: its sessions are `internal-sftp`.
-pub(super) const ACCOUNTS: [Account; 2] = [
-    Account { name: "bulkhead", shell: "/usr/lib/bulkhead/bulkhead-gate", comment: "Bulkhead gate" },
-    Account { name: "bulkhead-drop", shell: "/usr/sbin/nologin", comment: "Bulkhead drop box" },
+const GATE_SHELL: &str = "/usr/lib/bulkhead/bulkhead-gate";
+
+/// The accounts that may connect, one for each role that is told apart. What each may ask is decided by the keeper,
+/// to whom the kernel says which account asks. The group `bulkhead` may reach the keeper, the group of
+/// `bulkhead-operate` the sockets of services. The drop box's shell never runs: its sessions are `internal-sftp`.
+pub(super) const ACCOUNTS: [Account; 4] = [
+    Account { name: ACCOUNT, shell: GATE_SHELL, comment: "Bulkhead gate", groups: &[], roles: &[Role::Courier] },
+    Account {
+        name: DROP_ACCOUNT,
+        shell: "/usr/sbin/nologin",
+        comment: "Bulkhead drop box",
+        groups: &[],
+        roles: &[Role::Courier],
+    },
+    Account {
+        name: OBSERVE_ACCOUNT,
+        shell: GATE_SHELL,
+        comment: "Bulkhead gate of observers",
+        groups: &[ACCOUNT],
+        roles: &[Role::Observe],
+    },
+    Account {
+        name: OPERATE_ACCOUNT,
+        shell: GATE_SHELL,
+        comment: "Bulkhead gate of operators",
+        groups: &[ACCOUNT],
+        roles: &[Role::Operate],
+    },
 ];
 
 /// Who owns an item.
@@ -116,6 +148,7 @@ pub(super) fn items(
         ("var/empty", 0o755),
         ("var/lib/bulkhead", 0o711),
         ("var/lib/bulkhead/policy", 0o700),
+        ("var/lib/bulkhead/keys", 0o700),
         ("var/lib/bulkhead/store", 0o700),
         ("var/lib/bulkhead/apps", 0o700),
         ("var/lib/bulkhead/volumes", 0o711),
@@ -142,11 +175,11 @@ pub(super) fn items(
     let mut identity = serde_json::to_string_pretty(&config.identity()).expect("names always serialise");
     identity.push('\n');
     text(IDENTITY, 0o644, identity);
-    text(POLICY, 0o600, config.policy.clone());
-    text(POLICY_SIGNATURES, 0o600, serde_json::to_string(&config.signatures).expect("text always serialises"));
-    // sshd reads these with the account's rights.
+    let signed = SignedText { text: config.policy.clone(), signatures: config.signatures.clone() };
+    text(POLICY, 0o600, format!("{}\n", serde_json::to_string(&signed).expect("text always serialises")));
+    // sshd reads these with the account's rights. The keeper writes them anew with a new policy.
     for account in &ACCOUNTS {
-        text(&format!("etc/bulkhead/keys/{}", account.name), 0o644, authorized_keys(policy));
+        text(&format!("etc/bulkhead/keys/{}", account.name), 0o644, authorized_keys(policy, account.roles));
     }
     text(SSHD_CONFIG, 0o644, sshd::config(version));
     text(NFTABLES, 0o644, include_str!("../../files/nftables.conf").to_owned());
@@ -218,12 +251,19 @@ pub(super) fn unwanted(tree: &Tree) -> impl Iterator<Item = &'static str> {
     })
 }
 
-/// The text of an account's authorized keys: the policy's couriers, with nothing allowed but a session.
+/// The accounts' key files below `etc/bulkhead/keys`, and whose keys are in each.
+pub fn key_files() -> impl Iterator<Item = (&'static str, &'static [Role])> {
+    ACCOUNTS.iter().map(|account| (account.name, account.roles))
+}
+
+/// The text of an account's authorized keys: those that the policy gives one of the roles, with nothing allowed but a
+/// session.
 #[must_use]
-pub fn authorized_keys(policy: &Policy) -> String {
-    let mut text = "# The policy's couriers. Written by Bulkhead.\n".to_owned();
-    for (holder, key) in policy.holders(Role::Courier) {
-        if let Some(key) = bare_key(key) {
+pub fn authorized_keys(policy: &Policy, roles: &[Role]) -> String {
+    let names: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
+    let mut text = format!("# The policy's keys with the role {}. Written by Bulkhead.\n", names.join(" or "));
+    for (holder, key) in policy.keys.iter().filter(|(_, key)| roles.iter().any(|role| key.roles.contains(role))) {
+        if let Some(key) = bare_key(&key.key) {
             writeln!(text, "restrict {key} {holder}").expect("a String takes all that is written");
         }
     }

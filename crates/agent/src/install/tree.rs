@@ -226,12 +226,16 @@ impl Tree {
             if self.account_difference(account)?.is_none() {
                 continue;
             }
+            let groups = account.groups.join(",");
             let settings =
                 ["--home-dir", HOME, "--shell", account.shell, "--comment", account.comment, "--password", "*"];
             match self.database("etc/passwd", name)? {
                 None => {
                     let mut arguments = vec!["--system", "--user-group", "--no-create-home"];
                     arguments.extend(settings);
+                    if !groups.is_empty() {
+                        arguments.extend(["--groups", &groups]);
+                    }
                     arguments.push(name);
                     self.run("/usr/sbin/useradd", &arguments)?;
                     self.changed(format!("made the account `{name}`"));
@@ -244,9 +248,11 @@ impl Tree {
                     let mut arguments = settings.to_vec();
                     // usermod has another name for it.
                     arguments[0] = "--home";
+                    // All of them, so that it is taken out of others: it is no person's.
+                    arguments.extend(["--groups", &groups]);
                     arguments.push(name);
                     self.run("/usr/sbin/usermod", &arguments)?;
-                    self.changed(format!("set home, shell and password of the account `{name}`"));
+                    self.changed(format!("set home, shell, password and groups of the account `{name}`"));
                 }
             }
         }
@@ -280,7 +286,15 @@ impl Tree {
         let field = |at: usize| line.get(at).map(String::as_str);
         let found = (field(5), field(6), password.as_deref());
         let wanted = (Some(HOME), Some(account.shell), Some("*"));
-        Ok((found != wanted).then(|| format!("the account `{name}` has another home, shell or password")))
+        let mut groups = account.groups.iter();
+        let is_member = groups.all(|group| self.members(group).is_ok_and(|members| members.iter().any(|m| m == name)));
+        let differs = found != wanted || !is_member;
+        Ok(differs.then(|| format!("the account `{name}` has another home, shell, password or other groups")))
+    }
+
+    fn members(&self, group: &str) -> Result<Vec<String>, InstallError> {
+        let members = self.database("etc/group", group)?.and_then(|line| line.get(3).cloned()).unwrap_or_default();
+        Ok(members.split(',').map(str::to_owned).collect())
     }
 
     /// The fields of a name's line in a database such as `/etc/passwd`.

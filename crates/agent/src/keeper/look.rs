@@ -34,6 +34,8 @@ use std::{
 const ROWS_MAX: usize = 5000;
 /// What is shown of a file.
 const FILE_MAX_BYTES: u64 = 64 << 10;
+/// Where systemd shows a service its secrets.
+const CREDENTIALS: &str = "/run/credentials";
 /// `USER_HZ`: what `/proc` counts time in, on every platform that images are for.
 const TICKS_PER_SECOND: u64 = 100;
 /// Processes of one service that are looked at: each takes two of the 1024 files that the keeper may have open.
@@ -215,7 +217,34 @@ fn open_inside(root: &OwnedFd, path: &str, flags: OFlags) -> io::Result<OwnedFd>
     if KERNEL_FILE_SYSTEMS.contains(&kind) {
         return Err(io::Error::other("the kernel's, not the service's; the other views show what is of interest"));
     }
+    if credential_mounts(root)?.contains(&rustix::fs::fstat(&found)?.st_dev) {
+        return Err(io::Error::other("the service's secrets, which are not shown"));
+    }
     Ok(found)
+}
+
+/// The file systems on which systemd shows a service its secrets: mounts below `/run/credentials`, which no service
+/// can put elsewhere.
+fn credential_mounts(root: &OwnedFd) -> io::Result<Vec<u64>> {
+    let open = |path: &str| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS)
+    };
+    let directory = match open(CREDENTIALS) {
+        Ok(directory) => directory,
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => return Ok(vec![]),
+        Err(error) => return Err(error.into()),
+    };
+    let own = rustix::fs::fstat(&directory)?.st_dev;
+    let mut mounts = Vec::new();
+    for entry in rustix::fs::Dir::read_from(&directory)?.take(ROWS_MAX) {
+        let entry = entry?;
+        let found = rustix::fs::statat(&directory, entry.file_name(), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
+        if found.st_dev != own && entry.file_name() != c".." {
+            mounts.push(found.st_dev);
+        }
+    }
+    Ok(mounts)
 }
 
 fn files(root: &OwnedFd, path: &str) -> io::Result<Look> {

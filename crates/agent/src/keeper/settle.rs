@@ -299,12 +299,13 @@ mod tests {
             jit: false,
             drain_ms: 0,
             stop_ms: 0,
+            secrets: std::collections::BTreeSet::new(),
         }
     }
 
     fn run(services: &[&str]) -> Run {
         let services = services.iter().map(|name| spec(name)).collect();
-        Run { image: ImageId([0; 32]), services, source: None, origin: None }
+        Run { image: ImageId([0; 32]), services, source: None, origin: None, fallback: BTreeSet::new() }
     }
 
     fn live(release: u64, stopped: &[&str]) -> Live {

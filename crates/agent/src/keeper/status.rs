@@ -3,19 +3,23 @@
 use super::{OrFail, disk, now, open_store, submit::position};
 use crate::{
     durable::{self, FileError},
-    health, scrub,
+    health, keys, papers, scrub,
     state::{self, App, Paths},
     systemd,
     units::{Names, SYSTEMD_PRIVATE_PIDS},
 };
-use bulkhead_core::{Timestamp, order::ServiceSpec};
+use bulkhead_core::{Timestamp, order::ServiceSpec, policy::Isolation};
 use bulkhead_store::{
     Store,
     mount::{self, Tier},
 };
 use bulkhead_wire::{AppStatus, Facility, Failure, NodeStatus, Position, ServiceStatus};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 /// Files looked at to add up a volume: beyond it the sum is what was seen.
 const VOLUME_FILES_MAX: usize = 200_000;
@@ -26,7 +30,8 @@ const VOLUME_FILES_MAX: usize = 200_000;
 /// What of the node's own state cannot be read.
 pub fn status(paths: &Paths) -> Result<NodeStatus, Box<Failure>> {
     let identity = state::identity(paths).or_fail()?;
-    let policy_version = state::policy(paths).or_fail()?.version;
+    let policy_version = papers::policy(paths).or_fail()?.version;
+    let boot = state::boot(paths).or_fail()?;
     let store = open_store(paths)?;
     let systemd = systemd::version().or_fail()?;
     let (disk_total_bytes, disk_free_bytes) = disk(paths).or_fail()?;
@@ -41,9 +46,9 @@ pub fn status(paths: &Paths) -> Result<NodeStatus, Box<Failure>> {
     }
     let units: Vec<&str> = units.iter().map(String::as_str).collect();
     let shown = systemd::show(&units, PROPERTIES).or_fail()?;
+    let node = Position { policy_version, boot: Some(boot), ..Position::default() };
     let one = |app: &App| {
-        app_status(paths, app, policy_version, &images, &shown)
-            .unwrap_or_else(|error| damaged(app, policy_version, super::chain(&error)))
+        app_status(paths, app, &node, &images, &shown).unwrap_or_else(|error| damaged(app, &node, super::chain(&error)))
     };
     let apps = apps.iter().map(one).collect();
     Ok(NodeStatus {
@@ -57,6 +62,8 @@ pub fn status(paths: &Paths) -> Result<NodeStatus, Box<Failure>> {
         now: now(),
         booted: booted(),
         policy_version,
+        boot: Some(boot),
+        keys: keys::public(paths).or_fail()?,
         facilities: facilities(paths, systemd),
         disk_free_bytes,
         disk_total_bytes,
@@ -73,11 +80,16 @@ type Shown = BTreeMap<String, BTreeMap<String, String>>;
 fn app_status(
     paths: &Paths,
     app: &App,
-    policy_version: u64,
-    images: &std::collections::BTreeSet<bulkhead_core::ImageId>,
+    node: &Position,
+    images: &BTreeSet<bulkhead_core::ImageId>,
     shown: &Shown,
 ) -> Result<AppStatus, FileError> {
-    let live = app.live()?.map(|live| app.release(live.release, images)).transpose()?.flatten();
+    let mut live = app.live()?.map(|live| app.release(live.release, images)).transpose()?.flatten();
+    if let Some(release) = &mut live
+        && let Some(image) = release.image
+    {
+        release.statements = papers::statements(paths, image)?;
+    }
     let services = live.as_ref().map_or_else(Vec::new, |release| {
         let one = |spec: &ServiceSpec| {
             let unit = Names::new(app.name(), &spec.name, release.number).service;
@@ -98,7 +110,7 @@ fn app_status(
     }
     Ok(AppStatus {
         app: app.name().clone(),
-        position: position(app, policy_version)?,
+        position: position(app, node)?,
         live,
         images: held,
         services,
@@ -109,10 +121,10 @@ fn app_status(
 }
 
 /// An app of which nothing can be said. The others are none the worse for it.
-fn damaged(app: &App, policy_version: u64, why: String) -> AppStatus {
+fn damaged(app: &App, node: &Position, why: String) -> AppStatus {
     AppStatus {
         app: app.name().clone(),
-        position: Position { policy_version, ..Position::default() },
+        position: node.clone(),
         live: None,
         images: vec![],
         services: vec![],
@@ -175,6 +187,16 @@ fn os_name(text: &str) -> String {
 fn booted() -> Timestamp {
     let text = fs::read_to_string("/proc/stat").unwrap_or_default();
     Timestamp(text.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok()).unwrap_or(0))
+}
+
+/// What of all that a policy may demand this node offers.
+///
+/// # Errors
+/// systemd does not say its version.
+pub fn offers(paths: &Paths) -> Result<BTreeSet<Isolation>, Box<Failure>> {
+    let facilities = facilities(paths, systemd::version().or_fail()?);
+    let has = |isolation: &Isolation| facilities.get(isolation.as_str()).is_some_and(|facility| facility.present);
+    Ok(Isolation::ALL.into_iter().filter(has).collect())
 }
 
 fn facilities(paths: &Paths, systemd: u32) -> BTreeMap<String, Facility> {

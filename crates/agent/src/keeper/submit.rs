@@ -18,25 +18,37 @@
 //! order whose counter is used up has all it needs on disk.
 
 use super::{
-    OrFail, carry, chain, dropbox, failure, images, now, open_store, settle, status::mounts_by_metadata, tool,
+    OrFail, carry, chain, dropbox, failure, images, now, open_store, secrets, settle,
+    status::{self, mounts_by_metadata},
+    tool,
 };
 use crate::{
     audit::{self, Entry, What},
+    durable::FileError,
+    keys,
+    papers::{self, BringError, Papers},
     peer::Peer,
-    state::{self, App, Head, Holder, Lock, Paths, Record},
+    state::{self, Accepting, App, Head, Holder, Lock, Paths, Record},
     systemd, units,
 };
 use bulkhead_core::{
-    FileDigest, ImageId, OrderId,
+    FileDigest, ImageId, OrderId, SignedText,
     image::{DOCUMENT_MAX_BYTES, Image, Node},
     node::NodeIdentity,
     order::{Action, ORDER_MAX_BYTES, Order, Run, Tool},
     policy::{Policy, Role, key_blob},
+    standing::StandingOrder,
+    statement::STATEMENTS_MAX,
 };
 use bulkhead_store::{Store, mount, pack, store::Push};
-use bulkhead_trust::{Context, Refusal, Rule, Standing, Verified, authorize_order};
+use bulkhead_trust::{
+    Authorized, Context, Grounds, Place, Presented, Refusal, Rule,
+    audit::{End, Receipt},
+    authorize_order,
+};
 use bulkhead_wire::{
-    Done, Event, Failure, FailureKind, ImageOffer, Outcome, Position, StepKind, Submit, distinct_objects, missing_bits,
+    Done, Event, Failure, FailureKind, ImageOffer, Outcome, Paper, Position, StepKind, Submit, distinct_objects,
+    missing_bits,
 };
 use std::{
     collections::HashMap,
@@ -69,20 +81,41 @@ const TOOL_MOUNT_POINTS: [&str; 4] = ["proc", "dev", "tmp", "target"];
 pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>) -> Result<Done, Box<Failure>> {
     let bytes = peer.read_stream("order", ORDER_MAX_BYTES).or_fail()?;
     let identity = state::identity(paths).or_fail()?;
-    let policy = state::policy(paths).or_fail()?;
     let id = OrderId::of(&bytes);
-    let courier = key.map(|key| courier(&policy, key));
+    let courier = key.map(|key| papers::policy(paths).map(|policy| courier(&policy, key))).transpose().or_fail()?;
     let enter = |peer: &mut Peer| {
         let submitted = Submitted { submit, bytes: &bytes, id, courier: courier.clone() };
-        enter(paths, peer, &submitted, &identity, &policy)
+        enter(paths, peer, &submitted, &identity)
     };
     let mut entered = match enter(peer)? {
         Entrance::Again(done) => return Ok(done),
         Entrance::Now(entered) => entered,
     };
+    let order = entered.authorized.order.value().clone();
+    check_possible(paths, &entered.app, &order.action)?;
+    // An order that comes again has them on disk.
+    let secrets = if entered.is_repeat {
+        vec![]
+    } else {
+        let target = &order.targets[&identity.node];
+        match secrets::wrap(paths, &identity, &order.app, target, &submit.secrets) {
+            Ok(secrets) => secrets,
+            Err(failure) => {
+                let entry = Entry {
+                    app: Some(order.app.clone()),
+                    counter: Some(target.counter),
+                    signers: entered.authorized.order.signers().to_vec(),
+                    courier: courier.clone(),
+                    rule: Some(failure.rule.clone()),
+                    message: Some(failure.message.clone()),
+                    ..Entry::new(What::Refused, now(), id)
+                };
+                audit::append(&paths.audit(), entry).or_fail()?;
+                return Err(failure);
+            }
+        }
+    };
     peer.step(StepKind::Accepted, None).or_fail()?;
-    let order = entered.verified.value().clone();
-    check_possible(&entered.app, &order.action)?;
 
     let store = open_store(paths)?;
     // Holds garbage collection off until the order that names the image is durable.
@@ -108,20 +141,22 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
     } else {
         peer.step(StepKind::Received, None).or_fail()?;
     }
-    let Entered { verified, app, is_repeat, _lock } = *entered;
+    let Entered { authorized, app, is_repeat, _lock } = *entered;
     let number = order.targets[&identity.node].counter;
+    let signers = authorized.order.signers().to_vec();
+    let grounds = shown(&authorized, order.break_glass.as_deref());
 
     let entry = |event| Entry {
         app: Some(order.app.clone()),
         counter: Some(number),
-        signers: verified.signers().to_vec(),
+        signers: signers.clone(),
         courier: courier.clone(),
         ..Entry::new(event, now(), id)
     };
     // First the log, then the counter: an order that counts is always in the log.
     let message = match &order.action {
         Action::Look(tool) => Some(format!("`{}` in {}", tool.shown(), tool.service)),
-        _ => None,
+        _ => Some(grounds.clone()),
     };
     audit::append(&paths.audit(), Entry { message, ..entry(What::Accepted) }).or_fail()?;
     let looks = matches!(order.action, Action::Look(_));
@@ -130,8 +165,23 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
     } else {
         // An order to look is used up before its tool runs: whatever happens then, it never runs twice.
         let outcome = if looks { Outcome::Done } else { Outcome::Underway };
-        let record = Record { order: id, signers: verified.signers().to_vec(), accepted: now(), outcome };
-        if let Err(error) = app.accept(number, &bytes, &submit.signatures, &record) {
+        keep_statements(paths, &submit.statements);
+        let record = Record {
+            order: id,
+            signers: signers.clone(),
+            accepted: now(),
+            outcome,
+            grounds: Some(grounds),
+            is_fallback: authorized.grounds == Grounds::Fallback,
+        };
+        let accepting = Accepting {
+            order: &bytes,
+            signatures: &submit.signatures,
+            standing: submit.standing.as_ref().filter(|_| authorized.standing.is_some()),
+            record: &record,
+            secrets: &secrets,
+        };
+        if let Err(error) = app.accept(number, &accepting) {
             // Where only the last sync failed it may be in force all the same, and whoever comes next would carry it out.
             let is_head = app.head().is_ok_and(|head| head.order == Some(id));
             if !is_head {
@@ -142,7 +192,9 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
     if let Action::Look(tool) = &order.action {
         // The app and the store are free while the tool runs. A client that leaves ends it.
         drop((push, _lock));
-        return look(paths, peer, &app, id, tool, entry);
+        let mut done = look(paths, peer, &app, id, tool, entry)?;
+        attach_receipt(&mut done, paths, &identity, id, number);
+        return Ok(done);
     }
     peer.commit();
     drop(push);
@@ -153,8 +205,17 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
             if let Err(error) = audit::append(&paths.audit(), entry(What::Done)) {
                 warnings.push(format!("the audit log has no entry of its end: {}", chain(&error)));
             }
-            warnings.iter().for_each(|warning| systemd::eprintln_bounded(&format!("`{}`: {warning}", order.app)));
-            Ok(Done { release: live_number(&app), order: Some(id), already: false, warnings })
+            // Those of releases that run no more serve nobody. Where something was left undone, one may run yet.
+            if matches!(order.action, Action::Run(_))
+                && warnings.is_empty()
+                && let Err(error) = app.forget_secrets(number)
+            {
+                warnings.push(format!("secrets of earlier releases are still there: {}", chain(&error)));
+            }
+            let mut done = Done { release: live_number(&app), order: Some(id), warnings, ..Done::default() };
+            attach_receipt(&mut done, paths, &identity, id, number);
+            done.warnings.iter().for_each(|warning| systemd::eprintln_bounded(&format!("`{}`: {warning}", order.app)));
+            Ok(done)
         }
         Err(mut failure) => {
             let entry = Entry {
@@ -164,13 +225,66 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
             };
             // That it failed is the news; that it cannot be recorded comes second.
             let outcome = Outcome::Failed { reason: failure.message.clone() };
-            for error in [app.record_outcome(number, outcome), audit::append(&paths.audit(), entry)]
+            for error in [app.record_outcome(number, outcome), audit::append(&paths.audit(), entry).map(drop)]
                 .into_iter()
                 .filter_map(Result::err)
             {
                 failure.message.push_str(&format!("; nor could that be recorded: {}", chain(&error)));
             }
             Err(failure)
+        }
+    }
+}
+
+/// Adds the receipt; that there is none fails nothing that is done.
+fn attach_receipt(done: &mut Done, paths: &Paths, identity: &NodeIdentity, order: OrderId, counter: u64) {
+    match receipt(paths, identity, order, counter) {
+        Ok(receipt) => done.receipt = receipt,
+        Err(error) => done.warnings.push(format!("there is no receipt: {}", chain(&error))),
+    }
+}
+
+/// The node's word that an order was carried out; none from a node that has no key.
+fn receipt(
+    paths: &Paths,
+    identity: &NodeIdentity,
+    order: OrderId,
+    counter: u64,
+) -> Result<Option<SignedText>, FileError> {
+    if keys::public(paths)?.is_none() {
+        return Ok(None);
+    }
+    let End { entries, head } = audit::last(&paths.audit())?;
+    let (fleet, node) = (identity.fleet.clone(), identity.node.clone());
+    let outcome = "done".into();
+    let receipt = Receipt { format: 1, fleet, node, order, counter, outcome, entries, head, at: now() };
+    Ok(Some(audit::signed(&keys::audit(paths)?, &receipt)))
+}
+
+/// Why an order was accepted, in words.
+fn shown(authorized: &Authorized, reason: Option<&str>) -> String {
+    let mut text = match &authorized.grounds {
+        Grounds::People => "release keys".to_owned(),
+        Grounds::Fallback => "a fallback of what was live".to_owned(),
+        Grounds::BreakGlass => format!("GLASS BROKEN: {}", reason.unwrap_or_default()),
+        Grounds::Demand(demand) => demand.to_string(),
+    };
+    if !authorized.green.is_empty() {
+        let green: Vec<&str> = authorized.green.iter().map(String::as_str).collect();
+        text.push_str(&format!("; stated green by {}", green.join(", ")));
+    }
+    if let Some(standing) = authorized.standing {
+        text.push_str(&format!("; standing order {}", standing.short()));
+    }
+    text
+}
+
+/// Keeps what came with an order about its image, for whoever goes on with the image from here. What does not count
+/// is left, and the order stands without.
+fn keep_statements(paths: &Paths, statements: &[SignedText]) {
+    for statement in statements.iter().take(STATEMENTS_MAX) {
+        if let Err(BringError::File(error)) = papers::bring(paths, Paper::Statement, statement.clone(), now()) {
+            systemd::eprintln_bounded(&format!("a statement is not kept: {}", chain(&error)));
         }
     }
 }
@@ -201,7 +315,7 @@ fn look(
     };
     audit::append(&paths.audit(), entry).or_fail()?;
     let release = live_number(app);
-    ran.map(|_| Done { release, order: Some(id), already: false, warnings: vec![] })
+    ran.map(|_| Done { release, order: Some(id), ..Done::default() })
 }
 
 /// What came.
@@ -214,7 +328,7 @@ struct Submitted<'a> {
 
 /// An order that may be carried out, and the right to do so.
 struct Entered {
-    verified: Verified<Order>,
+    authorized: Authorized,
     app: App,
     is_repeat: bool,
     _lock: Lock,
@@ -233,9 +347,8 @@ fn enter(
     peer: &mut Peer,
     submitted: &Submitted<'_>,
     identity: &NodeIdentity,
-    policy: &Policy,
 ) -> Result<Entrance, Box<Failure>> {
-    let (verified, taken) = match authorize(paths, peer, submitted.submit, submitted.bytes, identity, policy)? {
+    let (authorized, taken) = match authorize(paths, peer, submitted, identity)? {
         Ok(accepted) => accepted,
         Err((refusal, position)) => {
             let entry = Entry {
@@ -253,11 +366,12 @@ fn enter(
         // What this order brings may be the cure.
         systemd::eprintln_bounded(&format!("app `{}`: {}", app.name(), failure.message));
     }
-    let number = verified.value().targets[&identity.node].counter;
-    if is_repeat && let Some(done) = repeated(&app, number, submitted.id)? {
+    let number = authorized.order.value().targets[&identity.node].counter;
+    if is_repeat && let Some(mut done) = repeated(&app, number, submitted.id)? {
+        attach_receipt(&mut done, paths, identity, submitted.id, number);
         return Ok(Entrance::Again(done));
     }
-    Ok(Entrance::Now(Box::new(Entered { verified, app, is_repeat, _lock })))
+    Ok(Entrance::Now(Box::new(Entered { authorized, app, is_repeat, _lock })))
 }
 
 /// What the lock gives: the app as it stands, and that it stays so.
@@ -268,70 +382,118 @@ struct Taken {
     _lock: Lock,
 }
 
-type Authorized = Result<(Verified<Order>, Taken), (Refusal, Position)>;
+type Judged = Result<(Authorized, Taken), (Refusal, Position)>;
 
 /// Checks the order. The lock is taken between its signatures and its counter.
 fn authorize(
     paths: &Paths,
     peer: &mut Peer,
-    submit: &Submit,
-    bytes: &[u8],
+    submitted: &Submitted<'_>,
     identity: &NodeIdentity,
-    policy: &Policy,
-) -> Result<Authorized, Box<Failure>> {
+) -> Result<Judged, Box<Failure>> {
+    let Submitted { submit, bytes, id, .. } = *submitted;
+    // Read anew each time: a policy or a revocation may have come while the client was sending.
+    let Papers { policy, revoked, heartbeat } = papers::load(paths).or_fail()?;
+    let boot = state::boot(paths).or_fail()?;
+    let offers = status::offers(paths)?;
     let context = Context {
         fleet: &identity.fleet,
         environment: &identity.environment,
         node: &identity.node,
-        policy,
+        policy: &policy,
         now: now(),
         minimum_time: state::minimum_time(paths).or_fail()?,
+        boot,
+        revoked: &revoked,
+        heartbeat: heartbeat.as_ref(),
+        offers: &offers,
+    };
+    let presented = Presented {
+        bytes,
+        signatures: &submit.signatures,
+        statements: &submit.statements,
+        standing: submit.standing.as_ref(),
     };
     let mut taken = None;
     let mut failed = None;
     let mut head = Head::default();
-    let result = authorize_order(bytes, &submit.signatures, &context, |name| {
-        let mut stand = || -> Result<Standing, Box<Failure>> {
-            let app = App::new(paths, name.clone());
+    let result = authorize_order(&presented, &context, |order| {
+        let mut stand = || -> Result<Place, Box<Failure>> {
+            let app = App::new(paths, order.app.clone());
             let holder = Holder { holder: "a signed order".into(), since: context.now };
             let lock = lock(peer, &app, &holder, Duration::from_millis(u64::from(submit.wait_ms)))?;
             head = app.head().or_fail()?;
-            let is_repeat = head.order == Some(OrderId::of(bytes));
-            let standing = standing(&app, &head, is_repeat, identity)?;
+            let is_repeat = head.order == Some(id);
+            let mut place = place(&app, &head, is_repeat, identity, submit.standing.as_ref())?;
+            if let Action::Run(run) = &order.action {
+                place.statements = papers::statements(paths, run.image).or_fail()?;
+            }
             taken = Some(Taken { app, is_repeat, _lock: lock });
-            Ok(standing)
+            Ok(place)
         };
         stand().unwrap_or_else(|failure| {
             failed = Some(failure);
-            Standing::default()
+            Place::default()
         })
     });
     if let Some(failure) = failed {
         return Err(failure);
     }
     Ok(match (result, taken) {
-        (Ok(verified), Some(taken)) => {
+        (Ok(authorized), Some(taken)) => {
             // Whoever waits from here on is told who signed.
-            let holder = Holder { holder: verified.signers().join(", "), since: context.now };
+            let holder = Holder { holder: authorized.order.signers().join(", "), since: context.now };
             taken.app.name_holder(&holder);
-            Ok((verified, taken))
+            Ok((authorized, taken))
         }
         (Ok(_), None) => return Err(failure(FailureKind::Node, "lock", "the order was verified without a lock")),
-        (Err(refusal), _) => {
-            let position = Position { counter: head.counter, previous: head.order, policy_version: policy.version };
-            Err((refusal, position))
+        (Err(refusal), taken) => {
+            if let (Some(ahead), Some(taken)) = (refusal.ahead, &taken) {
+                taken.app.note_seen(ahead).or_fail()?;
+                head.seen = head.seen.max(ahead);
+            }
+            let node = Position { policy_version: policy.version, boot: Some(boot), ..Position::default() };
+            Err((refusal, stands(&head, &node)))
         }
     })
 }
 
 /// Where the app stands; for the very order that was accepted last, where it stood before that.
-fn standing(app: &App, head: &Head, is_repeat: bool, identity: &NodeIdentity) -> Result<Standing, Box<Failure>> {
-    if !is_repeat {
-        return Ok(Standing { counter: head.counter, previous: head.order });
+fn place(
+    app: &App,
+    head: &Head,
+    is_repeat: bool,
+    identity: &NodeIdentity,
+    standing: Option<&SignedText>,
+) -> Result<Place, Box<Failure>> {
+    let live = app.live_run().or_fail()?;
+    let number = live.as_ref().map(|(number, _)| *number);
+    let fallback = live.map(|(_, run)| run.fallback).unwrap_or_default();
+    let order = number.map(|number| app.order(number)).transpose().or_fail()?.flatten();
+    let secrets = order.and_then(|mut order| order.targets.remove(&identity.node)).map(|target| target.secrets);
+    let mut place = Place {
+        counter: head.counter,
+        previous: head.order,
+        seen: head.seen,
+        fallback,
+        uses: head.uses.clone(),
+        statements: vec![],
+        secrets: secrets.unwrap_or_default(),
+    };
+    if is_repeat {
+        let target = app.order(head.counter).or_fail()?.and_then(|order| order.targets.get(&identity.node).cloned());
+        place.counter = head.counter.saturating_sub(1);
+        place.previous = target.and_then(|target| target.previous);
+        // It has counted itself.
+        if let Some(used) = standing.and_then(|signed| place.uses.get_mut(&StandingOrder::id(signed.text.as_bytes()))) {
+            *used = used.saturating_sub(1);
+        }
+        // What it went back from may be live no more: that it was allowed to stands in its record.
+        if app.record(head.counter).or_fail()?.is_some_and(|record| record.is_fallback) {
+            place.fallback.extend(app.run(head.counter).or_fail()?.map(|run| run.id()));
+        }
     }
-    let stored = app.order(head.counter).or_fail()?;
-    let previous = stored.and_then(|order| order.targets.get(&identity.node)?.previous);
-    Ok(Standing { counter: head.counter.saturating_sub(1), previous })
+    Ok(place)
 }
 
 fn lock(peer: &mut Peer, app: &App, holder: &Holder, wait: Duration) -> Result<Lock, Box<Failure>> {
@@ -366,7 +528,7 @@ fn lock(peer: &mut Peer, app: &App, holder: &Holder, wait: Duration) -> Result<L
 }
 
 fn refused(refusal: Refusal, position: Position) -> Box<Failure> {
-    let is_about_position = matches!(refusal.rule, Rule::Counter | Rule::Previous);
+    let is_about_position = matches!(refusal.rule, Rule::Counter | Rule::Previous | Rule::Boot | Rule::Restored);
     Box::new(Failure {
         kind: FailureKind::Refused,
         rule: refusal.rule.to_string(),
@@ -378,12 +540,12 @@ fn refused(refusal: Refusal, position: Position) -> Box<Failure> {
 }
 
 /// The key's holder as the policy names it, or the beginning of the key.
-fn courier(policy: &Policy, key: &str) -> String {
+pub(super) fn courier(policy: &Policy, key: &str) -> String {
     let blob = key_blob(key);
     let named = [Role::Courier, Role::Release]
         .into_iter()
         .flat_map(|role| policy.holders(role))
-        .find(|(_, known)| key_blob(known) == blob);
+        .find(|(_, known)| key_blob(&known.key) == blob);
     named.map_or_else(|| blob.chars().filter(char::is_ascii_graphic).take(100).collect(), |(name, _)| name.to_string())
 }
 
@@ -391,7 +553,7 @@ fn courier(policy: &Policy, key: &str) -> String {
 fn repeated(app: &App, number: u64, id: OrderId) -> Result<Option<Done>, Box<Failure>> {
     match app.record(number).or_fail()?.map(|record| record.outcome) {
         Some(Outcome::Done) => {
-            Ok(Some(Done { release: live_number(app), order: Some(id), already: true, warnings: vec![] }))
+            Ok(Some(Done { release: live_number(app), order: Some(id), already: true, ..Done::default() }))
         }
         Some(Outcome::Failed { reason }) => {
             let mut failure = failure(FailureKind::Unhealthy, "already-failed", reason);
@@ -403,7 +565,7 @@ fn repeated(app: &App, number: u64, id: OrderId) -> Result<Option<Done>, Box<Fai
 }
 
 /// Orders about the live release need one, and services that it has.
-fn check_possible(app: &App, action: &Action) -> Result<(), Box<Failure>> {
+fn check_possible(paths: &Paths, app: &App, action: &Action) -> Result<(), Box<Failure>> {
     let services = match action {
         Action::Run(_) | Action::Remove { .. } => return Ok(()),
         Action::Stop { services } | Action::Start { services } | Action::Restart { services } => services.as_slice(),
@@ -417,6 +579,20 @@ fn check_possible(app: &App, action: &Action) -> Result<(), Box<Failure>> {
         Some(service) => {
             let message = format!("release {number} of `{name}` has no service `{service}`");
             Err(failure(FailureKind::Request, "no-service", message))
+        }
+        None if matches!(action, Action::Start { .. } | Action::Restart { .. }) => {
+            let chosen = settle::selected(&run, services);
+            let needed = chosen.iter().flat_map(|spec| &spec.secrets);
+            let missing = needed.into_iter().find(|name| !paths.credential(app.name(), number, name).exists());
+            match missing {
+                Some(secret) => {
+                    let message = format!("secret `{secret}` of release {number} of `{name}` is not on this node");
+                    let mut failure = failure(FailureKind::Refused, secrets::RULE, message);
+                    failure.hint = Some("deploy, or `bulkhead secret rotate`, brings it again".into());
+                    Err(failure)
+                }
+                None => Ok(()),
+            }
         }
         None => Ok(()),
     }
@@ -577,11 +753,14 @@ fn check_image(image: &Image, need: &Need<'_>) -> Result<(), Box<Failure>> {
     Ok(())
 }
 
-/// Where an app stands, for a client that asks.
+/// Where an app stands, for a client that asks; `node` says what is true of all apps.
 ///
 /// # Errors
 /// It cannot be read.
-pub fn position(app: &App, policy_version: u64) -> Result<Position, crate::durable::FileError> {
-    let head = app.head()?;
-    Ok(Position { counter: head.counter, previous: head.order, policy_version })
+pub fn position(app: &App, node: &Position) -> Result<Position, crate::durable::FileError> {
+    Ok(stands(&app.head()?, node))
+}
+
+fn stands(head: &Head, node: &Position) -> Position {
+    Position { counter: head.counter, previous: head.order, seen: head.seen.max(head.counter), ..node.clone() }
 }

@@ -2,10 +2,11 @@
 
 use crate::{
     Context,
-    args::{Environment, OrderArgs},
-    deployment::{Asked, asked_over, build_image, note_build, payload_of, plan_over, remembered},
+    args::{Environment, GrantArgs, OrderArgs},
+    deployment::{Asked, asked_over, build_image, fallback, note_build, payload_of, plan_over, remembered},
     error::Result,
     git,
+    grants::papers,
     left::command_line,
     orders::{Draft, carry_out, check_message},
     packfile,
@@ -17,6 +18,7 @@ use bulkhead_core::{
     NodeName,
     fleet::FleetNode,
     order::{Action, Run},
+    policy::Demand,
 };
 use bulkhead_fleet::push::{Early, Payload};
 use clap::Args;
@@ -40,6 +42,10 @@ pub struct DeployArgs {
     #[arg(long)]
     pub locked: bool,
 
+    /// What the environment may demand besides signatures.
+    #[command(flatten)]
+    pub grant: GrantArgs,
+
     /// A pack in the nodes' drop boxes: `bulkhead build --pack` writes one, any SFTP client brings it there. The
     /// nodes take from it what they miss, and are sent only what it has not.
     #[arg(long, value_name = "NAME", value_parser = packfile::parse_name)]
@@ -59,14 +65,16 @@ pub async fn run(context: &Context, args: &DeployArgs) -> Result<()> {
     let nodes = app.nodes_in(&files, environment)?;
     let session = Session::of(context, files)?;
 
+    // Where more is demanded than a release key, nodes are asked what one alone may put back.
+    let is_blind = args.order.yes && session.environment(environment)?.accepts == [Demand::release(1)];
     // Nothing of these waits for another: nodes are connected to, and asked, while the folder is scanned.
     let early = session.begin(&nodes)?;
     let directory = app.directory.clone();
     let (built, source, signers, present) = tokio::join!(
         build_image(context, &app, args.locked),
         tokio::task::spawn_blocking(move || git::source(&directory)),
-        session.signers(environment),
-        present(&session, early, &nodes, &app, args.order.yes),
+        session.signers_of(environment, args.grant.purpose(), &args.order),
+        present(&session, early, &nodes, &app, is_blind),
     );
     let (built, signers, asked) = (built?, signers?, present?);
     note_build(context, &built);
@@ -91,7 +99,15 @@ pub async fn run(context: &Context, args: &DeployArgs) -> Result<()> {
         app: app.manifest.app.clone(),
         environment: environment.clone(),
         nodes: asked.reached(nodes),
-        action: Action::Run(Run { image, services, source: source.ok().flatten(), origin: None }),
+        action: Action::Run(Run {
+            image,
+            services,
+            source: source.ok().flatten(),
+            origin: None,
+            fallback: fallback(&asked.present),
+        }),
+        papers: papers(&session, &args.grant, image, vec![])?,
+        break_glass: args.grant.break_glass.clone(),
         payload: Some(Payload { dropped: args.dropped.clone(), ..payload_of(context, built) }),
         early: asked.early,
         left: asked.left,
@@ -106,9 +122,9 @@ async fn present(
     early: Early,
     nodes: &[(NodeName, FleetNode)],
     app: &App,
-    yes: bool,
+    is_blind: bool,
 ) -> Result<Asked> {
-    if yes {
+    if is_blind {
         let present = remembered(session, nodes, &app.manifest.app);
         let (memory, images) =
             (session.memory.clone(), present.iter().filter_map(|node| node.image).collect::<Vec<_>>());

@@ -84,6 +84,7 @@ pub async fn run(context: &Context, args: &InitArgs) -> Result<()> {
         None => Some(guessed_manifest(&manifest_path)?),
     };
 
+    let is_new_policy = policy.document.is_some();
     let mut report = InitReport { fleet: fleet.to_string(), written: vec![], kept: vec![], key: policy.key };
     let files = [
         (&manifest_path, new_manifest.map(String::into_bytes)),
@@ -101,6 +102,11 @@ pub async fn run(context: &Context, args: &InitArgs) -> Result<()> {
             None => report.kept.push(shown),
         }
     }
+    if is_new_policy {
+        // Trust begins here, whatever was called the same before.
+        FleetFiles::read(fleet_directory.clone())?.unpin()?;
+    }
+    FleetFiles::read(fleet_directory)?.policy()?;
     context.ui.result(&report, render)
 }
 

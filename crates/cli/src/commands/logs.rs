@@ -5,7 +5,7 @@ use crate::{
     args::{AppOrService, MaybeEnvironment},
     error::{Error, Result},
     output::{Paint, printable},
-    session::{Session, node_error, those_and_the_rest},
+    session::{As, Session, node_error, those_and_the_rest},
 };
 use bulkhead_core::{NodeName, Timestamp};
 use bulkhead_wire::LogLine;
@@ -70,7 +70,7 @@ pub async fn run(context: &Context, args: &LogsArgs) -> Result<()> {
     }
     let (target, lines) = (args.target.clone(), args.lines);
     let answers = session
-        .ask_all(&nodes, move |client| {
+        .ask_all(&nodes, As::Observer, move |client| {
             let target = target.clone();
             async move {
                 let mut logs = client.logs(target.app, target.service, lines, false).await?;
@@ -114,7 +114,7 @@ async fn follow(
         let (target, lines, sender) = (args.target.clone(), args.lines, sender.clone());
         tokio::spawn(async move {
             let ended = async {
-                let client = session.connect(&name, &node).await?;
+                let client = session.connect(&name, &node, As::Observer).await?;
                 let logs = client.logs(target.app, target.service, lines, true).await;
                 let mut logs = logs.map_err(|error| node_error(&error))?;
                 while let Some(line) = logs.next().await.map_err(|error| node_error(&error))? {

@@ -6,9 +6,9 @@ use crate::{
     commands::open::running_on,
     deployment::{build_tools, note_build, payload_of, still_live},
     error::{Error, Kind, Result},
-    orders::{signed, step_word},
+    orders::{keep_receipts, signed, stand_in, step_word},
     output::{Paint, printable_lines},
-    session::{Session, node_error, now, push_error},
+    session::{As, Purpose, Session, node_error, now, push_error},
     table::Table,
 };
 use bulkhead_core::{
@@ -16,7 +16,7 @@ use bulkhead_core::{
     fleet::FleetNode,
     order::{Action, Order, Rights, Target as Position, Tool},
 };
-use bulkhead_fleet::push::{Early, Progress, Push, push_over};
+use bulkhead_fleet::push::{Early, Papers, Progress, Push, push_over};
 use bulkhead_wire::{Look, StepKind, ToolEnd, View};
 use clap::Args;
 use schemars::JsonSchema;
@@ -142,7 +142,10 @@ pub async fn run(context: &Context, args: &LookArgs) -> Result<()> {
     let nodes = session.files.nodes_in(&environment)?;
     let (name, node) = running_on(context, &session, &nodes, &args.target, args.node.as_ref()).await?;
     let Some(views) = views else { return run_tool(context, args, &session, name, node).await };
-    let client = session.connect(&name, &node).await?;
+    // Whoever sees files must be let at them; the rest is for whoever may observe.
+    let sees_files = views.iter().any(|(_, view)| matches!(view, View::Files { .. } | View::OpenFiles));
+    let who = if sees_files { As::Operator } else { As::Observer };
+    let client = session.connect(&name, &node, who).await?;
     let mut report = LookReport { node: name.to_string(), parts: vec![], ran: None };
     for (tool, view) in views {
         let seen = client.look(args.target.app.clone(), args.target.service.clone(), view).await;
@@ -173,7 +176,8 @@ async fn run_tool(
     let nodes = [(name.clone(), node)];
     let early: Early = session.begin(&nodes)?;
     let environment = nodes[0].1.environment.clone();
-    let (built, signers) = tokio::join!(build_tools(context, &session.files), session.signers(&environment));
+    let (built, signers) =
+        tokio::join!(build_tools(context, &session.files), session.signers(&environment, Purpose::Look));
     let (built, signers) = (built?, signers?);
     note_build(context, &built);
     if built.report.lock_changed {
@@ -194,10 +198,12 @@ async fn run_tool(
         fleet: fleet.clone(),
         environment,
         app: args.target.app.clone(),
-        targets: [(name.clone(), Position { counter: 1, previous: None })].into(),
+        targets: [(name.clone(), stand_in())].into(),
         issued,
         not_after: issued.plus_s(LIFETIME_S),
+        policy: session.policy.policy.version,
         action: Action::Look(tool),
+        break_glass: None,
         message: args.message.clone(),
     };
     template.check().map_err(|what| Error::usage(format!("this order would be refused: {what}")))?;
@@ -212,6 +218,8 @@ async fn run_tool(
         payload: Some(payload_of(context, built)),
         wait: args.wait,
         interruptions: Some(Arc::clone(&interruptions)),
+        papers: Papers::default(),
+        accept_restored: false,
     };
     let heard = Mutex::new(Heard::default());
     let hear = |_: &NodeName, progress: Progress| {
@@ -236,6 +244,7 @@ async fn run_tool(
     let (identities, timeouts, memory) = (&session.identities, session.timeouts, &session.memory);
     let outcomes = push_over(&request, early, identities, timeouts, memory, &make, &hear).await;
     context.ui.clear();
+    keep_receipts(context, session, &nodes, &outcomes);
     let Some(outcome) = outcomes.into_iter().next() else {
         return Err(Error::new(Kind::Internal, "no node was asked"));
     };

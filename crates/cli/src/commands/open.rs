@@ -4,7 +4,7 @@ use crate::{
     Context,
     args::{AppService, MaybeEnvironment},
     error::{Error, Kind, Result},
-    session::{Session, app_of, node_error, those_that_answered},
+    session::{As, Session, app_of, node_error, those_that_answered},
 };
 use bulkhead_core::{NodeName, fleet::FleetNode};
 use clap::Args;
@@ -62,7 +62,7 @@ pub async fn run(context: &Context, args: &OpenArgs) -> Result<()> {
         Error::during(Kind::Usage, what, &error).hint("leave the port out to get a free one")
     })?;
     let (name, node) = running_on(context, &session, &nodes, &args.target, args.node.as_ref()).await?;
-    let client = session.connect(&name, &node).await?;
+    let client = session.connect(&name, &node, As::Operator).await?;
     let address =
         listener.local_addr().map_err(|error| Error::during(Kind::Internal, "the local port is unknown", &error))?;
     let report = OpenReport {

@@ -2,9 +2,10 @@
 
 use crate::{
     Context,
-    args::OrderArgs,
-    deployment::{asked_over, document_of_held, payload_of_held, plan_over},
+    args::{GrantArgs, OrderArgs},
+    deployment::{asked_over, document_of_held, fallback, payload_of_held, plan_over},
     error::{Error, Kind, Result},
+    grants::papers,
     left::command_line,
     orders::{Draft, carry_out, check_message},
     plan::Wanted,
@@ -45,6 +46,10 @@ pub struct PromoteArgs {
     #[arg(long, value_name = "NODE")]
     pub node: Option<NodeName>,
 
+    /// What the environment may demand besides signatures.
+    #[command(flatten)]
+    pub grant: GrantArgs,
+
     #[command(flatten)]
     order: OrderArgs,
 }
@@ -67,8 +72,11 @@ pub async fn run(context: &Context, args: &PromoteArgs) -> Result<()> {
     let session = Session::of(context, files)?;
     let (early, from) = (session.begin(&nodes)?, session.begin(&sources)?);
     let asking = session.ask_over(from, |client| async move { client.status().await });
-    let ((mut from, statuses), present, signers) =
-        tokio::join!(asking, asked_over(&session, early, name), session.signers(&args.to));
+    let ((mut from, statuses), present, signers) = tokio::join!(
+        asking,
+        asked_over(&session, early, name),
+        session.signers_of(&args.to, args.grant.purpose(), &args.order)
+    );
     let (statuses, asked, signers) = (those_that_answered(context, statuses)?, present?, signers?);
     let proof = Proof::of(&session, &args.from)?;
     let (release, image, names) = agreed(name, &args.from, &statuses, &|node, release| proof.release(node, release))?;
@@ -102,7 +110,15 @@ pub async fn run(context: &Context, args: &PromoteArgs) -> Result<()> {
         app: name.clone(),
         environment: args.to.clone(),
         nodes: asked.reached(nodes),
-        action: Action::Run(Run { image, services, source: release.source.clone(), origin: Some(origin) }),
+        action: Action::Run(Run {
+            image,
+            services,
+            source: release.source.clone(),
+            origin: Some(origin),
+            fallback: fallback(&asked.present),
+        }),
+        papers: papers(&session, &args.grant, image, release.statements.clone())?,
+        break_glass: args.grant.break_glass.clone(),
         payload: Some(payload),
         early: asked.early,
         left: asked.left,

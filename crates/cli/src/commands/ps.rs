@@ -4,7 +4,7 @@ use crate::{
     Context,
     args::MaybeEnvironment,
     error::{ErrorBody, Result},
-    output::{Paint, age, size},
+    output::{Paint, age, printable, size},
     plan::short,
     session::{Session, now, summary},
     table::Table,
@@ -69,6 +69,8 @@ pub struct RunningService {
     pub cpu_ms: Option<u64>,
     /// Its first process, as the node numbers it.
     pub pid: Option<u32>,
+    /// Why glass was broken for its release, where it was: nobody has stated that its image is green.
+    pub break_glass: Option<String>,
 }
 
 /// A node that did not answer.
@@ -128,7 +130,9 @@ fn services(status: &NodeStatus, only: Option<&AppName>) -> Vec<RunningService> 
             memory_bytes: None,
             cpu_ms: None,
             pid: None,
+            break_glass: None,
         });
+        let broken = app.live.as_ref().and_then(|live| live.break_glass.clone());
         let image_of = |number| app.live.as_ref().filter(|live| live.number == number).and_then(|live| live.image);
         app.services
             .iter()
@@ -147,6 +151,7 @@ fn services(status: &NodeStatus, only: Option<&AppName>) -> Vec<RunningService> 
                 memory_bytes: service.memory_bytes,
                 cpu_ms: service.cpu_ms,
                 pid: service.pid,
+                break_glass: broken.clone(),
             })
             .chain(unreadable)
     })
@@ -188,7 +193,20 @@ fn render(report: &PsReport, now: Timestamp, paint: Paint) -> String {
     for node in &report.unreachable {
         table.row([node.node.as_str(), "", "", "unreachable"]);
     }
-    if table.is_empty() { "nothing runs\n".into() } else { table.render(paint) }
+    if table.is_empty() {
+        return "nothing runs\n".into();
+    }
+    let mut out = table.render(paint);
+    let mut told: Vec<String> = Vec::new();
+    for service in &report.services {
+        let Some(reason) = &service.break_glass else { continue };
+        let text = format!("GLASS BROKEN for {} on {}: {}", service.app, service.node, printable(reason));
+        if !told.contains(&text) {
+            putln!(out, "{}", paint.error(&text));
+            told.push(text);
+        }
+    }
+    out
 }
 
 #[cfg(test)]
@@ -212,6 +230,7 @@ mod tests {
             memory_bytes: Some(61_200_000),
             cpu_ms: Some(3456),
             pid: Some(7),
+            break_glass: None,
         };
         let error = crate::error::Error::new(crate::error::Kind::Unreachable, "no").report().error;
         let report = PsReport {

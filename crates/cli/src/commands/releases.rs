@@ -6,7 +6,7 @@ use crate::{
     error::{Error, ErrorBody, Result},
     output::{Paint, age, printable},
     plan::short,
-    session::{Session, now, those_and_the_rest},
+    session::{As, Session, now, those_and_the_rest},
     table::Table,
 };
 use bulkhead_core::{AppName, NodeName, OrderId, Timestamp, order::Source};
@@ -65,6 +65,10 @@ pub struct ReleaseRow {
     pub commit: Option<String>,
     /// Whether files differed from that commit.
     pub dirty: Option<bool>,
+    /// On which grounds nodes accepted it, in words.
+    pub grounds: Option<String>,
+    /// Why glass was broken for it, where it was.
+    pub break_glass: Option<String>,
     /// Every node that accepted it.
     pub nodes: Vec<ReleaseOnNode>,
 }
@@ -95,7 +99,7 @@ pub async fn run(context: &Context, args: &ReleasesArgs) -> Result<()> {
     let nodes = session.files.nodes(args.environment.environment.as_ref())?;
     let app = args.app.clone();
     let answers = session
-        .ask_all(&nodes, move |client| {
+        .ask_all(&nodes, As::Observer, move |client| {
             let app = app.clone();
             async move { client.releases(app).await }
         })
@@ -127,6 +131,8 @@ fn merge(answers: Vec<(NodeName, Vec<Release>)>, environment_of: impl Fn(&NodeNa
                 origin: release.origin.clone(),
                 commit: release.source.as_ref().map(|Source { commit, .. }| commit.clone()),
                 dirty: release.source.as_ref().map(|Source { dirty, .. }| *dirty),
+                grounds: release.grounds.clone(),
+                break_glass: release.break_glass.clone(),
                 nodes: vec![],
             });
             row.accepted = row.accepted.min(release.accepted.0);
@@ -174,7 +180,8 @@ fn render(report: &ReleasesReport, now: Timestamp, paint: Paint) -> String {
             live => format!("live on {live}"),
         };
         let reason = row.nodes.iter().find_map(|node| node.reason.as_deref());
-        let words = [row.message.as_deref(), row.origin.as_deref(), reason].into_iter().flatten();
+        let broken = row.break_glass.as_ref().map(|reason| format!("GLASS BROKEN: {reason}"));
+        let words = [broken.as_deref(), row.message.as_deref(), row.origin.as_deref(), reason].into_iter().flatten();
         table.row([
             row.environment.clone(),
             row.app.clone(),
@@ -230,6 +237,10 @@ mod tests {
             message: (order == 1).then(|| "first".into()),
             services: vec![],
             signed: None,
+            statements: vec![],
+            standing: None,
+            grounds: None,
+            break_glass: None,
         }
     }
 

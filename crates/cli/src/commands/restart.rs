@@ -5,6 +5,7 @@ use crate::{
     args::{AppOrService, Environment, OrderArgs},
     commands::stop::services_order,
     error::Result,
+    session::Purpose,
 };
 use bulkhead_core::order::Action;
 use clap::Args;
@@ -32,6 +33,6 @@ pub struct RestartArgs {
 /// Nobody agreed, or a node did not do it.
 pub async fn run(context: &Context, args: &RestartArgs) -> Result<()> {
     let environment = &args.environment.environment;
-    services_order(context, "restart", environment, &args.target, &args.order, |services| Action::Restart { services })
-        .await
+    let action = |services| Action::Restart { services };
+    services_order(context, "restart", environment, Purpose::AnyOne, &args.target, &args.order, action).await
 }

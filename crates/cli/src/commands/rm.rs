@@ -7,9 +7,10 @@ use crate::{
     left::{Left, answered, command_line},
     orders::{Draft, carry_out, check_message},
     output::printable,
-    session::{Session, app_of},
+    session::{Purpose, Session, app_of},
 };
 use bulkhead_core::{AppName, order::Action};
+use bulkhead_fleet::push::Papers;
 use clap::Args;
 
 /// Stops an app and forgets its releases
@@ -46,7 +47,8 @@ pub async fn run(context: &Context, args: &RmArgs) -> Result<()> {
     let nodes = session.files.nodes_in(environment)?;
     let early = session.begin(&nodes)?;
     let asking = session.ask_over(early, |client| async move { client.status().await });
-    let ((early, answers), signers) = tokio::join!(asking, session.signers(environment));
+    let ((early, answers), signers) =
+        tokio::join!(asking, session.signers_of(environment, Purpose::People, &args.order));
     let ((statuses, left), signers) = (answered(answers)?, signers?);
     // A name that was mistyped would be done at once: there is nothing to remove.
     if statuses.iter().all(|(_, status)| app_of(status, &args.app).is_none()) {
@@ -83,6 +85,8 @@ pub async fn run(context: &Context, args: &RmArgs) -> Result<()> {
         nodes,
         action: Action::Remove { volumes: args.volumes },
         payload: None,
+        papers: Papers::default(),
+        break_glass: None,
         early,
         left,
         again,

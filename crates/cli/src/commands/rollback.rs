@@ -2,19 +2,22 @@
 
 use crate::{
     Context,
-    args::{Environment, OrderArgs},
-    deployment::{Present, document_of_held, live_of, payload_of_held, plan_over, present_by_history, remembered},
+    args::{Environment, GrantArgs, OrderArgs},
+    deployment::{
+        Present, document_of_held, fallback, live_of, payload_of_held, plan_over, present_by_history, remembered,
+    },
     error::{Error, Kind, Result},
+    grants::papers,
     left::{answered, command_line},
     orders::{Draft, carry_out, check_message},
     plan::Wanted,
     proof::Proof,
-    session::Session,
+    session::{Purpose, Session},
 };
 use bulkhead_core::{
-    AppName, ImageId, NodeName,
+    AppName, ImageId, NodeName, SignedText,
     fleet::FleetNode,
-    order::{Action, Run, ServiceSpec},
+    order::{Action, Order, Run, ServiceSpec},
 };
 use bulkhead_fleet::{memory::KnownImage, push::Early};
 use bulkhead_wire::{Outcome, Release};
@@ -53,6 +56,10 @@ pub struct RollbackArgs {
     #[arg(long, value_name = "NODE")]
     pub node: Option<NodeName>,
 
+    /// What the environment may demand besides signatures.
+    #[command(flatten)]
+    pub grant: GrantArgs,
+
     #[command(flatten)]
     order: OrderArgs,
 }
@@ -62,6 +69,36 @@ pub struct RollbackArgs {
 /// # Errors
 /// There is no such release, nobody agreed, or a node did not do it.
 pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
+    carry(context, args, args.release.map_or(Which::Before, Which::Number)).await
+}
+
+/// Runs the live release again, with the secrets that have values now.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) async fn run_again(context: &Context, args: &RollbackArgs) -> Result<()> {
+    carry(context, args, Which::Live).await
+}
+
+/// Which release is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Which {
+    /// This one.
+    Number(u64),
+    /// The last good one before the live one that differs from it.
+    Before,
+    /// The live one.
+    Live,
+}
+
+impl RollbackArgs {
+    /// The live release of an app.
+    pub(crate) fn again(environment: Environment, app: AppName, grant: GrantArgs, order: OrderArgs) -> Self {
+        Self { environment, app, release: None, node: None, grant, order }
+    }
+}
+
+async fn carry(context: &Context, args: &RollbackArgs, which: Which) -> Result<()> {
     context.ui.must_be_able_to_ask(args.order.yes)?;
     check_message(&args.order)?;
     let session = Session::open(context)?;
@@ -76,9 +113,9 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
         let app = app.clone();
         async move { client.releases(Some(app)).await }
     });
-    let ((mut early, answers), signers, ()) =
-        tokio::join!(asking, session.signers(environment), read_ahead(&session, &nodes, &args.app));
-    let signers = signers?;
+    let ((mut early, answers), hand, ()) =
+        tokio::join!(asking, session.hand(), read_ahead(&session, &nodes, &args.app));
+    let hand = hand?;
     let (histories, left) = answered(answers)?;
     if let Some(left) = left.iter().find(|left| Some(&left.node) == args.node.as_ref()) {
         return Err(left.error.clone());
@@ -88,7 +125,17 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
 
     let proof = Proof::of(&session, environment)?;
     let proven = |node: &NodeName, release: &Release| proof.release(node, release);
-    let chosen = choose(&args.app, args.release, args.node.as_ref(), &histories, &proven)?;
+    let chosen = choose(&args.app, which, args.node.as_ref(), &histories, &proven)?;
+    let run = Run {
+        image: chosen.image,
+        services: chosen.services.clone(),
+        source: chosen.source.clone(),
+        origin: Some(origin(which, chosen.number)),
+        fallback: fallback(&known),
+    };
+    let is_listed = args.grant.break_glass.is_none() && is_fallback(&run, &chosen.nodes, &histories);
+    let purpose = if is_listed { Purpose::AnyOne } else { args.grant.purpose() };
+    let signers = hand.signers_of(&session, environment, purpose, &args.order)?;
     let holds = |node: &NodeName| known.iter().any(|it| it.node == *node && it.images.contains(&chosen.image));
     let holders: Vec<_> = nodes.iter().filter(|(name, _)| holds(name)).cloned().collect();
     let names: Vec<NodeName> = holders.iter().map(|(name, _)| name.clone()).collect();
@@ -97,9 +144,10 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
     let nodes: Vec<_> = nodes.into_iter().filter(|(name, _)| chosen.nodes.contains(name)).collect();
     early.retain(|name, _| chosen.nodes.contains(name));
     let present: Vec<_> = known.into_iter().filter(|known| chosen.nodes.contains(&known.node)).collect();
-    let origin = format!("rollback to {}", chosen.number);
+    let origin = origin(which, chosen.number);
+    let verb = if which == Which::Live { "rotate" } else { "rollback" };
     let wanted = Wanted {
-        verb: "rollback",
+        verb,
         app: &args.app,
         environment,
         image_id: &chosen.image.to_string(),
@@ -109,7 +157,8 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
     };
     let plan = plan_over(&session, wanted, chosen.image, &present, &left);
     context.ui.preview(|paint| plan.render(paint))?;
-    context.ui.confirm(&format!("\nRoll back in {environment}?"), args.order.yes).await?;
+    let question = if which == Which::Live { "Run it again" } else { "Roll back" };
+    context.ui.confirm(&format!("\n{question} in {environment}?"), args.order.yes).await?;
 
     // Only where some node dropped the image must it come from elsewhere.
     let payload = if present.iter().all(|known| known.images.contains(&chosen.image)) {
@@ -122,22 +171,26 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<()> {
     let again = ["rollback", "-e", environment.as_str(), args.app.as_str(), &number, "--node", chosen.of.as_str()];
     let again = command_line(&again);
     let draft = Draft {
-        verb: "rollback",
+        verb,
         app: args.app.clone(),
         environment: environment.clone(),
         nodes,
-        action: Action::Run(Run {
-            image: chosen.image,
-            services: chosen.services,
-            source: chosen.source,
-            origin: Some(origin),
-        }),
+        papers: papers(&session, &args.grant, run.image, chosen.statements)?,
+        break_glass: args.grant.break_glass.clone(),
+        action: Action::Run(run),
         payload,
         early,
         left,
         again,
     };
     carry_out(context, &session, &signers, draft, Some(plan), &args.order).await
+}
+
+fn origin(which: Which, number: u64) -> String {
+    match which {
+        Which::Live => format!("release {number} with other secrets"),
+        Which::Number(_) | Which::Before => format!("rollback to {number}"),
+    }
 }
 
 /// Reads what this machine has of the images that ran last, while the nodes are asked: the plan looks at two of them.
@@ -171,6 +224,16 @@ async fn learn_live(session: &Session, known: &[Present], early: &mut Early) {
     }
 }
 
+/// Whether what is live on each of these nodes lists this to go back to, so that any one release key may order it.
+fn is_fallback(run: &Run, nodes: &[NodeName], histories: &[(NodeName, Vec<Release>)]) -> bool {
+    let id = run.id();
+    let lists = |releases: &[Release]| {
+        let order = live_of(releases).and_then(|live| Order::parse(live.signed.as_ref()?.text.as_bytes()).ok());
+        matches!(order.map(|order| order.action), Some(Action::Run(run)) if run.fallback.contains(&id))
+    };
+    histories.iter().filter(|(node, _)| nodes.contains(node)).all(|(_, releases)| lists(releases))
+}
+
 /// The release to go back to and the nodes that know it.
 #[derive(Debug)]
 struct Chosen {
@@ -180,7 +243,12 @@ struct Chosen {
     image: ImageId,
     services: Vec<ServiceSpec>,
     source: Option<bulkhead_core::order::Source>,
+    statements: Vec<SignedText>,
     nodes: Vec<NodeName>,
+}
+
+fn nothing_runs(app: &AppName) -> Error {
+    Error::usage(format!("nothing of {app} runs")).hint("`bulkhead deploy` first")
 }
 
 fn no_release(app: &AppName) -> Error {
@@ -190,7 +258,7 @@ fn no_release(app: &AppName) -> Error {
 /// One release for all nodes that run the app: nodes must mean the same by it, unless one of them decides.
 fn choose(
     app: &AppName,
-    number: Option<u64>,
+    which: Which,
     of: Option<&NodeName>,
     histories: &[(NodeName, Vec<Release>)],
     proven: &dyn Fn(&NodeName, &Release) -> Result<Release>,
@@ -198,9 +266,10 @@ fn choose(
     let mut chosen: Option<Chosen> = None;
     let known = || histories.iter().filter(|(_, releases)| !releases.is_empty());
     for (node, releases) in known().filter(|(node, _)| of.is_none_or(|of| of == node)) {
-        let release = match number {
-            Some(number) => Arc::new(named(app, node, number, releases)?),
-            None => Arc::new(previous(releases).ok_or_else(|| no_release(app))?),
+        let release = match which {
+            Which::Number(number) => named(app, node, number, releases)?,
+            Which::Before => previous(releases).ok_or_else(|| no_release(app))?,
+            Which::Live => live_of(releases).cloned().ok_or_else(|| nothing_runs(app))?,
         };
         let release = Arc::new(proven(node, &release)?);
         let Some(image) = release.image else { return Err(no_release(app)) };
@@ -212,6 +281,7 @@ fn choose(
                     image,
                     services: release.services.clone(),
                     source: release.source.clone(),
+                    statements: release.statements.clone(),
                     nodes: vec![node.clone()],
                 });
             }
@@ -293,6 +363,10 @@ mod tests {
             message: None,
             services: vec![],
             signed: None,
+            statements: vec![],
+            standing: None,
+            grounds: None,
+            break_glass: None,
         }
     }
 
@@ -320,7 +394,7 @@ mod tests {
                 .enumerate()
                 .map(|(index, releases)| (format!("n{index}").parse().unwrap(), releases.to_vec()))
                 .collect();
-            match (choose(&app, number, None, &histories, &as_it_is), expected) {
+            match (choose(&app, number.map_or(Which::Before, Which::Number), None, &histories, &as_it_is), expected) {
                 (Ok(chosen), Ok(number)) => assert_eq!(chosen.number, number),
                 (Err(error), Err(text)) => assert!(error.message.contains(text), "{error}"),
                 (other, expected) => panic!("{other:?} where {expected:?} was expected"),
@@ -351,11 +425,13 @@ mod tests {
         ];
         let b = [release(1, 1, Outcome::Done, false), release(2, 2, Outcome::Done, true)];
         let histories = [(node("a"), a.to_vec()), (node("b"), b.to_vec()), (node("c"), vec![])];
-        let error = choose(&app, None, None, &histories, &as_it_is).unwrap_err();
+        let error = choose(&app, Which::Before, None, &histories, &as_it_is).unwrap_err();
         assert!(error.message.contains("nodes differ"), "{error}");
         assert!(error.hints[0].contains("--node a"), "{error:?}");
         let check = |number: Option<u64>, of: &str, expected: (u64, u8)| {
-            let chosen = choose(&app, number, Some(&node(of)), &histories, &as_it_is).unwrap();
+            let chosen =
+                choose(&app, number.map_or(Which::Before, Which::Number), Some(&node(of)), &histories, &as_it_is)
+                    .unwrap();
             assert_eq!((chosen.number, chosen.image), (expected.0, ImageId([expected.1; 32])));
             assert_eq!(chosen.nodes, [node("a"), node("b")]);
             assert_eq!(chosen.of, node(of));
@@ -364,12 +440,12 @@ mod tests {
         check(None, "a", (2, 2));
         check(None, "b", (1, 1));
         assert!(
-            choose(&app, Some(3), Some(&node("b")), &histories, &as_it_is)
+            choose(&app, Which::Number(3), Some(&node("b")), &histories, &as_it_is)
                 .unwrap_err()
                 .message
                 .contains("b has no release 3")
         );
-        assert!(choose(&app, None, Some(&node("c")), &histories, &as_it_is).is_err());
+        assert!(choose(&app, Which::Before, Some(&node("c")), &histories, &as_it_is).is_err());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::{
     args::{AppOrService, Environment, OrderArgs},
     commands::stop::services_order,
     error::Result,
+    session::Purpose,
 };
 use bulkhead_core::order::Action;
 use clap::Args;
@@ -31,6 +32,6 @@ pub struct StartArgs {
 /// Nobody agreed, or a node did not do it.
 pub async fn run(context: &Context, args: &StartArgs) -> Result<()> {
     let environment = &args.environment.environment;
-    services_order(context, "start", environment, &args.target, &args.order, |services| Action::Start { services })
-        .await
+    let action = |services| Action::Start { services };
+    services_order(context, "start", environment, Purpose::People, &args.target, &args.order, action).await
 }

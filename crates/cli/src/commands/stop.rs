@@ -6,9 +6,10 @@ use crate::{
     error::Result,
     left::command_line,
     orders::{Draft, carry_out, check_message},
-    session::Session,
+    session::{Purpose, Session},
 };
 use bulkhead_core::{EnvironmentName, ServiceName, order::Action};
+use bulkhead_fleet::push::Papers;
 use clap::Args;
 
 /// Stops services of the live release
@@ -34,7 +35,8 @@ pub struct StopArgs {
 /// Nobody agreed, or a node did not do it.
 pub async fn run(context: &Context, args: &StopArgs) -> Result<()> {
     let environment = &args.environment.environment;
-    services_order(context, "stop", environment, &args.target, &args.order, |services| Action::Stop { services }).await
+    let action = |services| Action::Stop { services };
+    services_order(context, "stop", environment, Purpose::AnyOne, &args.target, &args.order, action).await
 }
 
 /// What `start`, `stop` and `restart` have in common.
@@ -42,6 +44,7 @@ pub(crate) async fn services_order(
     context: &Context,
     verb: &'static str,
     environment: &EnvironmentName,
+    purpose: Purpose,
     target: &AppOrService,
     order: &OrderArgs,
     action: impl FnOnce(Vec<ServiceName>) -> Action,
@@ -51,7 +54,7 @@ pub(crate) async fn services_order(
     let session = Session::open(context)?;
     let nodes = session.files.nodes_in(environment)?;
     let early = session.begin(&nodes)?;
-    let signers = session.signers(environment).await?;
+    let signers = session.signers_of(environment, purpose, order).await?;
     let names: Vec<&str> = nodes.iter().map(|(name, _)| name.as_str()).collect();
     let named = match &target.service {
         Some(service) => format!("{}/{service}", target.app),
@@ -69,6 +72,8 @@ pub(crate) async fn services_order(
         nodes,
         action: action(target.service.iter().cloned().collect()),
         payload: None,
+        papers: Papers::default(),
+        break_glass: None,
         early,
         left: vec![],
         again: command_line(&[verb, "-e", environment.as_str(), &named]),

@@ -6,6 +6,7 @@
 mod errors;
 mod init;
 mod packages;
+mod policy;
 
 use std::{
     path::{Path, PathBuf},

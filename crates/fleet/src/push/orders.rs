@@ -104,6 +104,7 @@ impl Desk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bulkhead_core::BootId;
     use std::sync::Mutex;
 
     #[tokio::test]
@@ -117,7 +118,7 @@ mod tests {
         };
         let (mut lines, desk) = lines(&names);
         let (c, b, a) = (lines.pop().unwrap(), lines.pop().unwrap(), lines.pop().unwrap());
-        let target = |counter| order::Target { counter, previous: None };
+        let target = |counter| order::Target::new(counter, None, BootId([1; 32]));
         let node = |line: Line, counters: Vec<u64>| async move {
             for counter in counters {
                 line.order(target(counter)).await.unwrap().unwrap();

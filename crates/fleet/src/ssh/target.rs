@@ -132,20 +132,34 @@ impl Target {
     }
 }
 
-/// Resolves a node. The account is [`ACCOUNT`], unless a block of `~/.ssh/config` that
-/// names the host by more than `*` says otherwise.
+/// Resolves a node for its couriers' account. A block of `~/.ssh/config` that names the host by more than `*` may
+/// say another one.
 ///
 /// # Errors
 /// See [`ResolveError`].
 pub fn resolve(name: &NodeName, node: &FleetNode, config: &SshConfig) -> Result<Target, ResolveError> {
+    resolve_as(name, node, config, ACCOUNT)
+}
+
+/// Likewise for another of a node's accounts.
+///
+/// # Errors
+/// See [`ResolveError`].
+pub fn resolve_as(
+    name: &NodeName,
+    node: &FleetNode,
+    config: &SshConfig,
+    account: &str,
+) -> Result<Target, ResolveError> {
     let address = node.address.trim();
     let bad = || ResolveError::Address { node: name.clone(), address: node.address.clone() };
     // A leading hyphen or blank would mean something to a proxy command's shell.
     if address.is_empty() || address.starts_with('-') || !address.chars().all(is_host_character) {
         return Err(bad());
     }
-    let settings = config.lookup(address, ACCOUNT);
-    let user = settings.explicit_user.clone().unwrap_or_else(|| ACCOUNT.to_owned());
+    let settings = config.lookup(address, account);
+    let named = settings.explicit_user.clone().filter(|user| account == ACCOUNT || !user.starts_with(ACCOUNT));
+    let user = named.unwrap_or_else(|| account.to_owned());
     // `fleet.toml` is the team's word and goes before one person's configuration.
     let mut target = endpoint(name, config, address, Some(user), node.port, 0)?;
     if let Some(line) = &node.host_key {

@@ -180,7 +180,7 @@ fn take(directory: &Path, submit: Submit) {
         note(directory, "no image");
     }
     step(StepKind::Healthy);
-    say(&Event::Done(Done { release: Some(target.counter), order: Some(id), already: false, warnings: vec![] }));
+    say(&Event::Done(Done { release: Some(target.counter), order: Some(id), ..Done::default() }));
 }
 
 fn note(directory: &Path, text: &str) {

@@ -10,7 +10,7 @@ use bulkhead_core::{
 use bulkhead_fleet::{
     NodeClient, NodeError,
     memory::Memory,
-    push::{Early, NodeOutcome, Payload, Push, PushError, SignedOrder, push_over},
+    push::{Early, NodeOutcome, Papers, Payload, Push, PushError, SignedOrder, push_over},
 };
 use bulkhead_store::{cache::Cache, pack::Contents};
 use std::{
@@ -117,6 +117,8 @@ impl Bed {
             payload: Some(payload),
             wait: Duration::ZERO,
             interruptions: None,
+            papers: Papers::default(),
+            accept_restored: false,
         };
         let identities =
             self.nodes.iter().fold(self.nodes[0].0.no_identities(), |all, (sshd, _)| all.with_file(sshd.path("user")));
@@ -164,6 +166,7 @@ fn order(targets: BTreeMap<NodeName, Target>, image: bulkhead_core::ImageId) -> 
         jit: false,
         drain_ms: 0,
         stop_ms: 0,
+        secrets: std::collections::BTreeSet::new(),
     };
     Order {
         format: 1,
@@ -173,7 +176,15 @@ fn order(targets: BTreeMap<NodeName, Target>, image: bulkhead_core::ImageId) -> 
         targets,
         issued: Timestamp(0),
         not_after: Timestamp(1),
-        action: Action::Run(Run { image, services: vec![service], source: None, origin: None }),
+        policy: 1,
+        action: Action::Run(Run {
+            image,
+            services: vec![service],
+            source: None,
+            origin: None,
+            fallback: std::collections::BTreeSet::new(),
+        }),
+        break_glass: None,
         message: None,
     }
 }
@@ -217,7 +228,7 @@ async fn the_life_of_an_app() {
     assert!(outcomes[0].timings.sent_bytes < 200_000, "{:?}", outcomes[0].timings);
 
     // One node has gone on without us: a new order, for it alone.
-    let position = bulkhead_wire::Position { counter: 8, previous: None, policy_version: 0 };
+    let position = bulkhead_wire::Position { counter: 8, ..bulkhead_wire::Position::default() };
     fs::write(bed.nodes[1].1.join("position"), serde_json::to_vec(&position).unwrap()).unwrap();
     let (outcomes, made) = bed.push(&files(4)).await;
     assert_eq!(outcomes.iter().map(release).collect::<Vec<_>>(), [4, 9]);

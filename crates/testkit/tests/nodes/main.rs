@@ -5,6 +5,7 @@
 //! `libtest-mimic`, so that the fleets are taken down after the last test,
 //! whatever came of it.
 
+mod audit;
 mod broken;
 mod cases;
 mod deploying;
@@ -18,7 +19,9 @@ mod orders;
 mod promoting;
 mod recovering;
 mod sealed;
+mod secrets;
 mod tools;
+mod trust;
 
 use bulkhead_testkit::world::World;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -44,6 +47,17 @@ fn trials(prefix: &'static str, nodes: &'static str, tests: &[(&'static str, Tes
         let (test, world) = (*test, Arc::clone(world));
         Trial::test(format!("{prefix}::{name}"), move || {
             shared(&world, nodes).and_then(|world| test(&world)).map_err(|error| Failed::from(format!("{error:#}")))
+        })
+    };
+    tests.iter().map(trial).collect()
+}
+
+/// Tests that each have a fleet of their own, for as long as they take.
+fn alone(prefix: &'static str, nodes: &'static str, tests: &[(&'static str, Test)]) -> Vec<Trial> {
+    let trial = |(name, test): &(&'static str, Test)| {
+        let test = *test;
+        Trial::test(format!("{prefix}::{name}"), move || {
+            World::start(nodes).and_then(|world| test(&world)).map_err(|error| Failed::from(format!("{error:#}")))
         })
     };
     tests.iter().map(trial).collect()
@@ -77,11 +91,14 @@ fn main() -> ExitCode {
     all.extend(trials("lives", "stage-1=staging", &lives::TESTS[2..], &dark));
     all.extend(trials("recovering", "stage-1=staging", &recovering::TESTS[..1], &orphaned));
     all.extend(trials("recovering", "stage-1=staging", &recovering::TESTS[1..], &filled));
+    all.extend(alone("trust", "stage-1=staging,prod-1=production", trust::TESTS));
     all.push(Trial::test("older::a_node_that_isolates_less_says_so_and_serves", || {
         World::of_suite("stage-1=staging", "bookworm")
             .and_then(|world| older::bookworm(&world))
             .map_err(|error| Failed::from(format!("{error:#}")))
     }));
+    all.extend(alone("audit", "stage-1=staging", audit::TESTS));
+    all.extend(alone("secrets", "stage-1=staging,prod-1=production", secrets::TESTS));
     let conclusion = libtest_mimic::run(&arguments, all);
     for world in [&steady, &doomed, &filled, &orphaned, &dark] {
         world.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -25,6 +25,11 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
 
 /// A plain `ssh` to a node, with nothing of this machine's own configuration.
 pub(crate) fn ssh(world: &World, node: &str, account: &str) -> Result<Command> {
+    ssh_with_key(world, node, account, &world.key())
+}
+
+/// Likewise with another key.
+pub(crate) fn ssh_with_key(world: &World, node: &str, account: &str, key: &Path) -> Result<Command> {
     let (address, host_key) = world.address(node)?;
     let known_hosts = world.folder().join(format!("known-hosts-{node}"));
     // Other tests read it at this moment: it is there whole or not at all.
@@ -44,13 +49,24 @@ pub(crate) fn ssh(world: &World, node: &str, account: &str) -> Result<Command> {
         "StrictHostKeyChecking=yes",
     ]);
     command.arg("-o").arg(format!("UserKnownHostsFile={}", known_hosts.display()));
-    command.arg("-i").arg(world.key()).arg(format!("{account}@{address}"));
+    command.arg("-i").arg(key).arg(format!("{account}@{address}"));
     Ok(command)
 }
 
 /// One conversation with a node's gate: the request, its streams, and all events it answers.
 pub(crate) fn converse(world: &World, node: &str, request: &Request, streams: &[&[u8]]) -> Result<Vec<Event>> {
-    let mut child = ssh(world, node, "bulkhead")?
+    converse_as(world, node, bulkhead_wire::ACCOUNT, request, streams)
+}
+
+/// Likewise as another of the node's accounts.
+pub(crate) fn converse_as(
+    world: &World,
+    node: &str,
+    account: &str,
+    request: &Request,
+    streams: &[&[u8]],
+) -> Result<Vec<Event>> {
+    let mut child = ssh(world, node, account)?
         .arg(bulkhead_wire::COMMAND)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -113,6 +129,7 @@ impl<'a> Bench<'a> {
         let mut order: Value = serde_json::from_slice(&bytes)?;
         order["targets"]["stage-1"] = serde_json::json!({
             "counter": 2,
+            "boot": order["targets"]["stage-1"]["boot"],
             "previous": bulkhead_core::OrderId::of(&bytes).to_string(),
         });
         order["action"] = serde_json::json!({"do": "stop", "services": []});
@@ -129,7 +146,7 @@ impl<'a> Bench<'a> {
     }
 
     fn submit(&self, bytes: &[u8], signatures: Vec<String>) -> Result<Event> {
-        let submit = Submit { signatures, image: None, wait_ms: 0 };
+        let submit = Submit { signatures, ..Submit::default() };
         let request = Request { protocol: PROTOCOL, ask: Ask::Submit(submit) };
         converse(self.world, "stage-1", &request, &[bytes])?.pop().context("no event")
     }

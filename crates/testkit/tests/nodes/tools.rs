@@ -395,12 +395,13 @@ fn order(app: &App<'_>) -> Result<Value> {
     let bytes = fs::read(root.join(format!("releases/{number}/order.json")))?;
     let mut order: Value = serde_json::from_slice(&bytes)?;
     let previous = bulkhead_core::OrderId::of(&bytes).to_string();
-    order["targets"]["stage-1"] = json!({ "counter": number + 1, "previous": previous });
+    let boot = order["targets"]["stage-1"]["boot"].take();
+    order["targets"]["stage-1"] = json!({ "counter": number + 1, "previous": previous, "boot": boot });
     Ok(order)
 }
 
 fn submit(world: &World, bytes: &[u8], signatures: Vec<String>) -> Result<Vec<Event>> {
-    let submit = Submit { signatures, image: None, wait_ms: 0 };
+    let submit = Submit { signatures, ..Submit::default() };
     converse(world, "stage-1", &Request { protocol: PROTOCOL, ask: Ask::Submit(submit) }, &[bytes])
 }
 

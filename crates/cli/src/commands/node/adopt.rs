@@ -6,7 +6,7 @@ use crate::{
     error::{Error, Kind, Result},
     inventory,
     output::{Paint, printable, size},
-    session::{Session, cache_directory, node_error},
+    session::{As, Session, cache_directory, node_error},
     workspace::{FLEET, FleetFiles, shown},
 };
 use bulkhead_core::{
@@ -295,7 +295,7 @@ async fn already_a_node(context: &Context, session: &Session, args: &NodeAdoptAr
     }
     context.ui.progress(&format!("asking {name}"));
     let asked = async {
-        let client = session.connect(name, node).await?;
+        let client = session.connect(name, node, As::Courier).await?;
         let status = client.status().await.map_err(|error| node_error(&error));
         client.close().await;
         status

@@ -1,0 +1,111 @@
+//! A signed document that is no order, on its way in.
+
+use super::{OrFail, caller::Caller, failure, now, submit::courier};
+use crate::{
+    audit::{self, Entry, What},
+    install::key_files,
+    papers::{self, BringError, Brought},
+    peer::Peer,
+    state::Paths,
+    systemd,
+};
+use bulkhead_core::{OrderId, SignedText, notice::NOTICE_MAX_BYTES, policy::POLICY_MAX_BYTES};
+use bulkhead_wire::{Bring, Failure, FailureKind, Paper};
+use rustix::process::{Pid, Signal, kill_process};
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _};
+
+/// Takes the document in, and puts it on record.
+///
+/// # Errors
+/// What to tell the client.
+pub(super) fn bring(
+    paths: &Paths,
+    peer: &mut Peer,
+    bring: Bring,
+    key: Option<&str>,
+    caller: &Caller,
+) -> Result<(), Box<Failure>> {
+    let Bring { paper, signatures } = bring;
+    let length = if paper == Paper::Policy { POLICY_MAX_BYTES } else { NOTICE_MAX_BYTES };
+    let bytes = peer.read_stream(paper.as_str(), length).or_fail()?;
+    let before = papers::policy(paths).or_fail()?;
+    let id = OrderId::of(&bytes);
+    let entry = |event, signers, rule, message| Entry {
+        courier: key.map(|key| courier(&before, key)),
+        signers,
+        rule,
+        message: Some(message),
+        ..Entry::new(event, now(), id)
+    };
+    let text = String::from_utf8(bytes).map_err(|error| {
+        failure(FailureKind::Request, "malformed", format!("the {} is not text: {error}", paper.as_str()))
+    })?;
+    match papers::bring(paths, paper, SignedText { text, signatures }, now()) {
+        Ok(Brought { already: true, .. }) => {}
+        Ok(Brought { signers, what, .. }) => {
+            // What tells of nothing but that all is well comes every few minutes, and would bury the rest.
+            if paper != Paper::Heartbeat {
+                let message = format!("{}: {what}", paper.as_str());
+                audit::append(&paths.audit(), entry(What::Brought, signers, None, message)).or_fail()?;
+            }
+        }
+        Err(BringError::Refused(refusal)) => {
+            let message = format!("{}: {}", paper.as_str(), refusal.message);
+            let rule = refusal.rule.to_string();
+            audit::append(&paths.audit(), entry(What::Refused, vec![], Some(rule.clone()), message)).or_fail()?;
+            let mut failure = failure(FailureKind::Refused, &rule, refusal.message);
+            failure.hint = refusal.hint;
+            return Err(failure);
+        }
+        Err(BringError::File(error)) => return Err(error).or_fail(),
+    }
+    if paper == Paper::Policy {
+        peer.commit();
+        let after = papers::policy(paths).or_fail()?;
+        let went = before
+            .keys
+            .iter()
+            .any(|(name, key)| after.keys.get(name).is_none_or(|now| now.roles != key.roles || now.key != key.key));
+        if went {
+            end_other_sessions(caller);
+        }
+    }
+    Ok(())
+}
+
+/// Ends every connection but the caller's: some of them may be of keys that may not connect any more, and a gate does
+/// not know which. Whoever still may comes again.
+fn end_other_sessions(caller: &Caller) {
+    let accounts: BTreeSet<&str> = key_files().map(|(account, _)| account).collect();
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let uids: BTreeSet<u32> = passwd
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(':');
+            accounts.contains(fields.next()?).then(|| fields.nth(1)?.parse().ok())?
+        })
+        .collect();
+    let own = ancestors(caller.pid);
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let is_theirs = entry.metadata().is_ok_and(|metadata| uids.contains(&metadata.uid()));
+        if is_theirs
+            && !own.contains(&pid)
+            && let Some(pid) = Pid::from_raw(pid)
+            && let Err(error) = kill_process(pid, Signal::KILL)
+        {
+            systemd::eprintln_bounded(&format!("ending the session of process {}: {error}", pid.as_raw_nonzero()));
+        }
+    }
+}
+
+/// A process and those above it: the gate that asks, and its own sshd.
+fn ancestors(mut pid: i32) -> BTreeSet<i32> {
+    let mut all = BTreeSet::new();
+    while pid > 1 && all.insert(pid) {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
+        pid = parent.unwrap_or(0);
+    }
+    all
+}

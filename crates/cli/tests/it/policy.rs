@@ -1,0 +1,115 @@
+//! Policies as files that people pass around, without a node.
+
+use crate::{Folder, Ran};
+use bulkhead_core::policy::Policy;
+use std::process::Command;
+
+impl Folder {
+    /// Runs the program with a key of this folder.
+    fn run_with_key(&self, words: &str, key: &str) -> Ran {
+        let words: Vec<&str> = words.split_whitespace().collect();
+        let output = self.command().env("BULKHEAD_KEY", self.path().join(key)).args(words).output().unwrap();
+        self.ran(&output)
+    }
+
+    fn key(&self, name: &str) {
+        let status = Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"])
+            .arg(self.path().join(name))
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    fn policy(&self) -> Policy {
+        Policy::parse(self.read("policy.json").as_bytes()).unwrap()
+    }
+}
+
+fn says(ran: &Ran, code: i32, words: &str) {
+    assert!(ran.code == code && (ran.stdout.contains(words) || ran.stderr.contains(words)), "{words}: {}", ran.all());
+}
+
+#[test]
+fn one_person_changes_it_in_one_command() {
+    let folder = Folder::initialised();
+    folder.key("ci");
+    let require = "policy require -e production green+release --green-key ci.pub --break-glass 1 --yes";
+    says(&folder.run_with_key(require, "key"), 0, "green and 1 release key");
+    let policy = folder.policy();
+    assert_eq!((policy.version, policy.keys.len()), (2, 2));
+    assert_eq!(policy.environments[&"production".parse().unwrap()].break_glass, Some(1));
+    assert_eq!(policy.environments[&"staging".parse().unwrap()].shown(), "1 release key");
+    // Without a key at hand it stays a proposal.
+    says(&folder.run("key revoke ci --yes"), 3, "demands 1 green keys, the policy has 0");
+    says(&folder.run("policy require -e staging 2-release --yes"), 3, "demands 2 release keys, the policy has 1");
+    let ran = folder.run("policy require -e canary release --yes");
+    says(&ran, 0, "signed by nobody yet");
+    assert_eq!(folder.policy().version, 2);
+    says(&folder.run("policy diff"), 0, "+    \"canary\": {");
+    says(&folder.run("policy drop"), 0, "policy version 2");
+    says(&folder.run("policy diff"), 3, "nothing is proposed");
+}
+
+#[test]
+fn two_roots_pass_a_proposal_around() {
+    let folder = Folder::initialised();
+    folder.key("bob");
+    says(&folder.run_with_key("key add bob bob.pub --role root --yes", "key"), 0, "policy version 2");
+    folder.write("editor", "#!/bin/sh\nsed -i 's/\"threshold\": 1/\"threshold\": 2/' \"$1\"\n");
+    let output = folder
+        .command()
+        .env("BULKHEAD_KEY", folder.path().join("key"))
+        .env("EDITOR", format!("sh {}", folder.path().join("editor").display()))
+        .args(["policy", "edit", "--yes"])
+        .output()
+        .unwrap();
+    says(&folder.ran(&output), 0, "wanting: 0 of the present root keys, 1 of the new");
+    says(&folder.run_with_key("policy sign --yes", "key"), 3, "no root key at hand has not signed yet");
+    says(&folder.run("policy push --yes"), 0, "not signed enough");
+    says(&folder.run_with_key("policy sign --yes", "bob"), 0, "policy version 3");
+    assert_eq!(folder.policy().root.threshold, 2);
+    // A change of the proposal makes its signatures worth nothing.
+    folder.key("eve");
+    says(&folder.run_with_key("key add eve eve.pub --role observe --yes", "key"), 0, "wanting: 1 of the present");
+    says(&folder.run_with_key("key add eve eve.pub --role operate --yes", "bob"), 0, "wanting: 1 of the present");
+    says(&folder.run_with_key("policy sign --yes", "key"), 0, "policy version 4");
+    let stock = Command::new("ssh-keygen")
+        .args(["-Y", "check-novalidate", "-n", "policy@bulkhead", "-s"])
+        .arg(folder.write(
+            "one.sig",
+            serde_json::from_str::<Vec<String>>(&folder.read("policy.json.sig")).unwrap()[0].as_str(),
+        ))
+        .stdin(std::fs::File::open(folder.path().join("policy.json")).unwrap())
+        .output()
+        .unwrap();
+    assert!(stock.status.success(), "{stock:?}");
+}
+
+#[test]
+fn a_policy_that_somebody_else_put_here_is_not_believed() {
+    let folder = Folder::initialised();
+    says(&folder.run_with_key("policy require -e canary release --yes", "key"), 0, "policy version 2");
+    let good: Vec<(&str, String)> = ["policy.json", "policy.json.sig"].map(|name| (name, folder.read(name))).to_vec();
+    // Another fleet of the same name, with keys of its own: it vouches for itself.
+    let fleet = folder.read("fleet.toml");
+    let stranger = Folder::with(&[("fleet.toml", &fleet)]);
+    assert_eq!(stranger.run("init --new-key key").code, 0);
+    for name in ["policy.json", "policy.json.sig"] {
+        folder.write(name, &stranger.read(name));
+    }
+    says(&folder.run("policy show"), 5, "this machine has seen version 2 here");
+    for (words, version) in [("canary", 2), ("third", 3)] {
+        let command = format!("policy require -e {words} release --yes");
+        says(&stranger.run_with_key(&command, "key"), 0, &format!("policy version {version}"));
+    }
+    for name in ["policy.json", "policy.json.sig", "policies/2.json", "policies/3.json"] {
+        folder.write(name, &stranger.read(name));
+    }
+    says(&folder.run("policy show"), 5, "does not follow from the one that this machine knows");
+    says(&folder.run("policy require -e x release --yes"), 5, "does not follow");
+    for (name, text) in &good {
+        folder.write(name, text);
+    }
+    says(&folder.run("policy show"), 0, "policy version 2");
+}

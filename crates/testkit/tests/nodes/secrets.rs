@@ -1,0 +1,162 @@
+//! Secrets: a service reads them from files, and they are nowhere else.
+
+use crate::orders::converse_as;
+use anyhow::{Context as _, Result, ensure};
+use bulkhead_testkit::world::{App, World};
+use bulkhead_wire::{ACCOUNT, Ask, Event, OPERATE_ACCOUNT, PROTOCOL, Request, View};
+use std::{fs, path::Path, process::Command};
+
+/// Nodes are restarted and files on them removed: nothing else is done there.
+pub(crate) const TESTS: &[(&str, crate::Test)] = &[("a_secrets_life", life)];
+
+const SERVE: &[&str] = &["serve", "3000"];
+const WEB: &str = "port = 3000\ndrain = \"100ms\"\nstop = \"1s\"";
+const FIRST: &str = "first-value-3b1f9c77a0";
+const SECOND: &str = "second-value-90d2e4416c";
+const PRODUCTION: &str = "production-value-71ac05e3";
+
+/// Sets a value by a command's output, so that it is in a file of this test's alone.
+fn set(app: &App<'_>, verb: &str, environment: &str, value: &str, code: i32) -> Result<bulkhead_testkit::world::Ran> {
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(file.path(), format!("{value}\n"))?;
+    let command = format!("cat {}", file.path().display());
+    let mut words = vec!["secret", verb, &app.name, "TOKEN", "-e", environment, "--command", &command];
+    if verb == "rotate" {
+        words.push("--yes");
+    }
+    app.run(&words)?.expect(code)
+}
+
+/// Where the service finds its secrets.
+fn directory(app: &App<'_>, node: &str) -> Result<String> {
+    let (_, env) = app.get(node, "/env")?;
+    let line = env.lines().find_map(|line| line.strip_prefix("CREDENTIALS_DIRECTORY="));
+    line.map(str::to_owned).with_context(|| format!("no directory of secrets in {env}"))
+}
+
+fn reads(app: &App<'_>, node: &str, value: &str) -> Result<()> {
+    let (_, found) = app.get(node, &format!("/read{}/TOKEN", directory(app, node)?))?;
+    ensure!(found == value, "{} reads `{found}` on {node}, not `{value}`", app.name);
+    Ok(())
+}
+
+/// Files below a directory that have this text in them.
+fn having(text: &str, directory: &Path) -> Result<String> {
+    let output = Command::new("grep").args(["-rlaF", "-D", "skip", text]).arg(directory).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn nowhere(value: &str, root: &Path) -> Result<()> {
+    for place in ["var/lib/bulkhead", "var/lib/systemd", "run/systemd/system", "etc", "var/log"] {
+        let found = having(value, &root.join(place))?;
+        ensure!(found.is_empty(), "the value is in {found}");
+    }
+    Ok(())
+}
+
+fn look(world: &World, account: &str, path: &str) -> Result<String> {
+    let (app, service) = ("keeping".parse()?, "web".parse()?);
+    let ask = Ask::Look { app, service, view: View::Files { path: path.into() } };
+    let request = Request { protocol: PROTOCOL, ask };
+    match converse_as(world, "stage-1", account, &request, &[])?.pop() {
+        Some(Event::Failed(failure)) => Ok(format!("{}: {}", failure.rule, failure.message)),
+        other => anyhow::bail!("{other:?} instead of a refusal"),
+    }
+}
+
+fn life(world: &World) -> Result<()> {
+    let more = format!("{WEB}\nsecrets = [\"TOKEN\"]");
+    let app = world.app("keeping", SERVE, &more)?;
+    app.deploy("staging", 3)?.says("secret `TOKEN` of keeping has no value in staging")?;
+    set(&app, "set", "staging", FIRST, 0)?.says("sealed to stage-1")?.says("taken as seen first")?;
+    let sealed = world.fleet().join("secrets/staging/keeping/TOKEN.json");
+    ensure!(sealed.is_file(), "no sealed value is kept");
+    app.deploy("staging", 0)?;
+    reads(&app, "stage-1", FIRST)?;
+
+    // Nowhere else: not in its environment, its units, what nodes tell, their logs, their disks, or here.
+    let root = app.node_root("stage-1")?;
+    let (_, env) = app.get("stage-1", "/env")?;
+    ensure!(!env.contains(FIRST), "{env}");
+    let units = world.on_node("stage-1", &["systemctl", "cat", "bulkhead-keeping.web.r1.service"])?;
+    ensure!(units.contains("LoadCredentialEncrypted=TOKEN:") && !units.contains(FIRST), "{units}");
+    let releases = app.run(&["releases", "-e", "staging", "keeping", "-o", "json"])?.expect(0)?;
+    ensure!(!releases.stdout.contains(FIRST), "{releases}");
+    let journal = world.on_node("stage-1", &["journalctl", "--no-pager", "-o", "export"])?;
+    ensure!(!journal.contains(FIRST), "the value is in the journal");
+    nowhere(FIRST, &root)?;
+    let here = having(FIRST, world.folder())?;
+    ensure!(here.is_empty(), "the value is in {here}");
+
+    // Neither another app nor whoever may look at files reads it.
+    let other = world.app("nosy", SERVE, WEB)?;
+    other.deploy("staging", 0)?;
+    let place = directory(&app, "stage-1")?;
+    let (_, tried) = other.get("stage-1", &format!("/read{place}/TOKEN"))?;
+    ensure!(tried.starts_with("error"), "{tried}");
+    let (_, env) = other.get("stage-1", "/env")?;
+    ensure!(!env.contains("CREDENTIALS_DIRECTORY"), "{env}");
+    let path = format!("{place}/TOKEN");
+    let said = look(world, ACCOUNT, &path)?;
+    ensure!(said.starts_with("role:"), "{said}");
+    for path in [&path, &place] {
+        let said = look(world, OPERATE_ACCOUNT, path)?;
+        ensure!(said.contains("secrets, which are not shown"), "{path}: {said}");
+    }
+
+    // With nobody connected.
+    world.kill_node("stage-1")?;
+    world.start_node("stage-1")?;
+    app.served("stage-1")?;
+    reads(&app, "stage-1", FIRST)?;
+
+    // Another value comes with another order, and the plan says so by name.
+    set(&app, "set", "staging", SECOND, 0)?;
+    let plan = app.run(&["plan", "-e", "staging"])?.expect(0)?.says("secrets.TOKEN")?;
+    ensure!(!plan.stdout.contains(SECOND), "{plan}");
+    reads(&app, "stage-1", FIRST)?;
+    set(&app, "rotate", "staging", SECOND, 0)?;
+    reads(&app, "stage-1", SECOND)?;
+    let root = app.node_root("stage-1")?;
+    nowhere(SECOND, &root)?;
+    let kept = |number: u64| root.join(format!("var/lib/bulkhead/apps/keeping/releases/{number}/secrets"));
+    ensure!(!kept(1).exists() && kept(2).exists(), "secrets of releases that run no more are kept");
+
+    // Going back takes the value of now.
+    app.write("version.txt", "2")?;
+    app.deploy("staging", 0)?;
+    app.serves("stage-1", "2")?;
+    app.run(&["rollback", "-e", "staging", "keeping", "--yes"])?.expect(0)?;
+    app.serves("stage-1", "1")?;
+    reads(&app, "stage-1", SECOND)?;
+
+    // Sealed for another app, or another node: refused by name, and nothing is touched.
+    let good = fs::read(&sealed)?;
+    set(&other, "set", "staging", "for another app", 0)?;
+    fs::copy(world.fleet().join("secrets/staging/nosy/TOKEN.json"), &sealed)?;
+    app.deploy("staging", 5)?.says("secret `TOKEN`: sealed for another node, app, environment or name")?;
+    app.run(&["promote", "staging", "production", "--yes"])?.expect(3)?.says("has no value in production")?;
+    set(&app, "set", "production", PRODUCTION, 0)?;
+    let of_production = fs::read_to_string(world.fleet().join("secrets/production/keeping/TOKEN.json"))?;
+    fs::write(&sealed, of_production.replace("prod-1", "stage-1"))?;
+    app.deploy("staging", 5)?.says("secret `TOKEN`: sealed for another node, app, environment or name")?;
+    let audit = world.on_node("stage-1", &["tail", "-n", "1", "/var/lib/bulkhead/audit.jsonl"])?;
+    ensure!(audit.contains("\"refused\"") && audit.contains("\"rule\":\"secret\""), "{audit}");
+    reads(&app, "stage-1", SECOND)?;
+    fs::write(&sealed, good)?;
+
+    // What runs in staging is promoted with production's value.
+    app.run(&["promote", "staging", "production", "--yes"])?.expect(0)?;
+    reads(&app, "prod-1", PRODUCTION)?;
+
+    // A value that is gone from the node is missed by name before anything stops.
+    let live = root.join("var/lib/bulkhead/apps/keeping/live.json");
+    let live: serde_json::Value = serde_json::from_slice(&fs::read(live)?)?;
+    let number = live["release"].as_u64().context("nothing is live")?;
+    fs::remove_file(kept(number).join("TOKEN.cred"))?;
+    app.run(&["restart", "-e", "staging", "keeping", "--yes"])?.expect(5)?.says("secret `TOKEN` of release")?;
+    reads(&app, "stage-1", SECOND)?;
+    app.run(&["secret", "ls", "-o", "json"])?.expect(0)?.says("prod-1")?;
+    app.run(&["secret", "rm", "keeping", "TOKEN", "-e", "staging", "--yes"])?.expect(0)?;
+    app.deploy("staging", 3).map(drop)
+}
