@@ -180,6 +180,12 @@ pub fn settle_after_death(paths: &Paths) -> Result<bool, String> {
     if let Err(error) = papers::policy(paths).and_then(|policy| papers::follow(paths, &policy)) {
         systemd::eprintln_bounded(&format!("keys of the policy: {}", chain(&error)));
     }
+    if papers::must_end_sessions(paths) {
+        bring::end_sessions(None);
+        if let Err(error) = papers::ended_sessions(paths) {
+            systemd::eprintln_bounded(&format!("sessions of keys that were taken away: {}", chain(&error)));
+        }
+    }
     // First, for it waits for nothing: a tool that is left goes on looking.
     let tools = tool::sweep(paths);
     if let Err(failure) = &tools {

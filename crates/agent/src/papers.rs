@@ -6,11 +6,13 @@
 //! policy/signed.json            the policy that is enforced
 //! policy/revocations/ID.json    what must not be started, as release and green keys said since that policy
 //! policy/heartbeat.json         the newest
+//! policy/ending                 there while sessions of keys that were taken away may still be open
 //! policy/statements/IMAGE/ID.json
 //! ```
 //!
 //! Invariants:
 //! - One file holds a document and its signatures, so replacing it is one rename.
+//! - Of a document only those signatures are kept that count.
 //! - A revocation stays, whoever's key goes: to forbid is not undone by a change of keys. Once a policy lists the
 //!   same, its file goes.
 //! - The policy decides who may connect: the accounts' key files follow from it, and are brought in line again by
@@ -24,14 +26,16 @@ use crate::{
 use bulkhead_core::{
     ImageId, SignedText, Timestamp,
     digest::{hex, sha256},
-    notice::{Heartbeat, REVOKED_MAX, Revocation, Revoked},
-    policy::Policy,
-    statement::STATEMENTS_MAX,
+    notice::{HEARTBEAT_NAMESPACE, Heartbeat, REVOCATION_NAMESPACE, REVOKED_MAX, Revocation, Revoked},
+    policy::{NAMESPACE as POLICY_NAMESPACE, Policy, key_blob},
+    statement::{NAMESPACE as STATEMENT_NAMESPACE, STATEMENTS_MAX},
 };
 use bulkhead_trust::{
-    Refusal, Rule, accept_policy,
+    PublicKey, Refusal, Rule, accept_policy,
     green::verify_statement,
     notice::{verify_heartbeat, verify_revocation},
+    signers::SIGNATURES_MAX,
+    sshsig,
 };
 use bulkhead_wire::{Enforced, Paper};
 use rustix::fs::{FlockOperation, flock};
@@ -221,7 +225,14 @@ fn bring_policy(paths: &Paths, document: SignedText) -> Result<Brought, BringErr
     }
     let verified = accept_policy(document.text.as_bytes(), &document.signatures, &pinned_policy)?;
     let policy = verified.value();
+    let document = counted(document, POLICY_NAMESPACE, [&pinned_policy, policy]);
+    if takes_away(&pinned_policy, policy) {
+        // Before the policy is in force: whoever dies in between, the sessions are ended by who comes next.
+        durable::write(&ending(paths), b"")?;
+    }
     durable::write_json(&path, &document)?;
+    // It may have been told of a policy that never comes; the next one says what is so.
+    durable::remove(&directory(paths).join("heartbeat.json"))?;
     follow(paths, policy)?;
     for (path, signed) in revocations(paths)? {
         let listed = Revocation::parse(signed.text.as_bytes()).is_ok_and(|it| is_within(&it.revoked, &policy.revoked));
@@ -231,6 +242,51 @@ fn bring_policy(paths: &Paths, document: SignedText) -> Result<Brought, BringErr
     }
     let what = format!("version {}", policy.version);
     Ok(Brought { signers: verified.signers().to_vec(), what, already: false })
+}
+
+fn ending(paths: &Paths) -> PathBuf {
+    directory(paths).join("ending")
+}
+
+/// Whether sessions of keys that were taken away may still be open.
+#[must_use]
+pub fn must_end_sessions(paths: &Paths) -> bool {
+    ending(paths).exists()
+}
+
+/// They are not any more.
+///
+/// # Errors
+/// It cannot be removed.
+pub fn ended_sessions(paths: &Paths) -> Result<(), FileError> {
+    durable::remove(&ending(paths))
+}
+
+fn takes_away(before: &Policy, after: &Policy) -> bool {
+    before.keys.iter().any(|(name, key)| {
+        after
+            .keys
+            .get(name)
+            .is_none_or(|now| !key.roles.is_subset(&now.roles) || key_blob(&now.key) != key_blob(&key.key))
+    })
+}
+
+/// A document with those of its signatures that keys of these policies made: what else came with it could fill the disk,
+/// and every answer that shows it.
+fn counted<const N: usize>(document: SignedText, namespace: &'static str, policies: [&Policy; N]) -> SignedText {
+    let known: BTreeSet<PublicKey> = policies
+        .iter()
+        .flat_map(|policy| policy.keys.values().map(|key| &key.key).chain(&policy.root.keys))
+        .filter_map(|key| PublicKey::parse(key).ok())
+        .collect();
+    let mut seen = BTreeSet::new();
+    let SignedText { text, mut signatures } = document;
+    signatures.truncate(SIGNATURES_MAX);
+    signatures.retain(|armoured| {
+        sshsig::verify(armoured, namespace, text.as_bytes())
+            .is_ok_and(|signer| known.contains(&signer.key) && seen.insert(signer.key))
+    });
+    SignedText { text, signatures }
 }
 
 fn is_within(part: &Revoked, whole: &Revoked) -> bool {
@@ -268,6 +324,7 @@ fn bring_revocation(paths: &Paths, document: SignedText) -> Result<Brought, Brin
     let path = directory.join(name(&document.text));
     let already = path.exists();
     if !already {
+        let document = counted(document.clone(), REVOCATION_NAMESPACE, [&papers.policy]);
         let mut all = papers.revoked;
         all.extend(&revocation.revoked);
         if all.len() > REVOKED_MAX || listed(&directory)?.len() >= REVOKED_MAX {
@@ -287,6 +344,7 @@ fn bring_heartbeat(paths: &Paths, document: SignedText, now: Timestamp) -> Resul
     // One that was made before the newest says nothing more; it is no error to be late.
     let already = heartbeat(paths)?.is_some_and(|known| known.issued >= issued);
     if !already {
+        let document = counted(document, HEARTBEAT_NAMESPACE, [&policy]);
         durable::write_json(&directory(paths).join("heartbeat.json"), &document)?;
     }
     Ok(Brought { signers: verified.signers().to_vec(), what: format!("of {issued}"), already })
@@ -302,6 +360,7 @@ fn bring_statement(paths: &Paths, document: SignedText, now: Timestamp) -> Resul
     let path = directory.join(name(&document.text));
     let already = path.exists();
     if !already {
+        let document = counted(document.clone(), STATEMENT_NAMESPACE, [&policy]);
         if listed(&directory)?.len() >= STATEMENTS_MAX {
             let message = format!("there are {STATEMENTS_MAX} statements about image {}", statement.image.short());
             return Err(Refusal::new(Rule::Malformed, message).into());

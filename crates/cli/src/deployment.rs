@@ -7,6 +7,7 @@ use crate::{
     left::{Left, answered},
     output::seconds,
     plan::{Change, FieldChange, Known, KnownBy, Plan, ServiceChange, Wanted, plan},
+    proof::Proof,
     secrets::{digests, for_order},
     session::{Answer, As, Session, app_of, cache_directory, node_error},
     workspace::{App, FLEET, FleetFiles, write_durably},
@@ -58,16 +59,29 @@ pub struct Present {
     pub images: Vec<ImageId>,
     /// The secrets that the live release's order pins for it.
     pub secrets: BTreeMap<SecretName, SecretDigest>,
+    /// The live release as the node tells it; none where it was not asked.
+    pub told: Option<Release>,
 }
 
-/// What any one release key may put back in the place of an order's: what runs now, where it is known.
+/// What any one release key may put back in the place of an order's: what runs now, if all nodes agree on it. To be
+/// listed is as good as to be signed in full, so a node's word is not enough: it must be what this machine itself had
+/// signed, or what an order proves that was. Where glass was broken for it, it is nothing to go back to on one key.
 #[must_use]
-pub fn fallback(present: &[Present]) -> BTreeSet<RunId> {
+pub fn fallback(proof: &Proof, present: &[Present]) -> BTreeSet<RunId> {
     let run = |present: &Present| {
-        let (image, services) = (present.image?, present.services.clone()?);
+        let (image, services) = match (&present.told, present.by) {
+            (Some(told), _) if told.break_glass.is_none() => {
+                let proven = proof.release(&present.node, told).ok()?;
+                (proven.image?, proven.services)
+            }
+            (None, KnownBy::Remembered) => (present.image?, present.services.clone()?),
+            _ => return None,
+        };
         Some(Run { image, services, source: None, origin: None, fallback: BTreeSet::new() }.id())
     };
-    present.iter().filter_map(run).collect()
+    let all: BTreeSet<RunId> = present.iter().filter_map(run).collect();
+    // Each node lets in what it knows itself; another's would keep this order from it.
+    if all.len() == 1 { all } else { BTreeSet::new() }
 }
 
 /// What nodes said of an app when they were asked.
@@ -147,7 +161,8 @@ pub fn present(node: NodeName, status: &NodeStatus, app: &AppName) -> Present {
     let by = KnownBy::Asked;
     let Some(known) = app_of(status, app) else {
         let (images, secrets) = (vec![], BTreeMap::new());
-        return Present { node, by, counter: 0, live: None, image: None, services: None, images, secrets };
+        let told = None;
+        return Present { node, by, counter: 0, live: None, image: None, services: None, images, secrets, told };
     };
     let secrets = known.live.as_ref().map(|live| pinned(&node, live)).unwrap_or_default();
     Present {
@@ -159,6 +174,7 @@ pub fn present(node: NodeName, status: &NodeStatus, app: &AppName) -> Present {
         image: known.live.as_ref().and_then(|release| release.image),
         services: known.live.as_ref().map(|release| release.services.clone()),
         images: known.images.clone(),
+        told: known.live.clone(),
     }
 }
 
@@ -181,6 +197,7 @@ pub fn present_by_history(node: NodeName, releases: &[Release]) -> Present {
         image: live.and_then(|release| release.image),
         services: live.map(|release| release.services.clone()),
         images,
+        told: live.cloned(),
     }
 }
 
@@ -205,6 +222,7 @@ pub fn remembered(session: &Session, nodes: &[(NodeName, FleetNode)], app: &AppN
                 secrets: live.as_ref().map(|live| live.secrets.clone()).unwrap_or_default(),
                 services: live.map(|live| live.services),
                 images: known.images,
+                told: None,
             }
         })
         .collect()

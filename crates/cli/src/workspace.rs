@@ -269,8 +269,8 @@ impl FleetFiles {
         let directory = std::fs::canonicalize(&self.directory).map_err(|error| {
             Error::during(Kind::Configuration, format!("cannot find {}", self.directory.display()), &error)
         })?;
-        let key = format!("{}\n{}", self.fleet.fleet, directory.display());
-        let name = format!("{}-{}.json", self.fleet.fleet, &hex(&sha256(key.as_bytes()))[..16]);
+        // Not by the fleet's name, which whoever can write here chooses.
+        let name = format!("{}.json", &hex(&sha256(directory.as_os_str().as_encoded_bytes()))[..16]);
         Ok(state_directory()?.join("policies").join(name))
     }
 

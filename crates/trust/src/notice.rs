@@ -61,6 +61,11 @@ pub fn verify_heartbeat(
     }
     let heartbeat = Heartbeat::parse(bytes).map_err(|what| Refusal::new(Rule::Malformed, what))?;
     check_fleet(&heartbeat.fleet, policy)?;
+    if heartbeat.policy > policy.version {
+        // To say that there is a newer policy stops what is new: the policy itself says so, once it is brought.
+        let message = format!("the heartbeat tells of policy {}; this is {}", heartbeat.policy, policy.version);
+        return Err(Refusal::new(Rule::PolicyVersion, message).hint("bring that first: `bulkhead policy push`"));
+    }
     if heartbeat.issued > now.plus_s(CLOCK_SKEW_S) {
         let message = format!("the heartbeat was issued at {}; the node's clock says {now}", heartbeat.issued);
         return Err(Refusal::new(Rule::Expired, message).hint("compare the clocks"));
@@ -139,19 +144,22 @@ mod tests {
         let (policy, ada, ci) = with_green();
         let now = Timestamp(10_000);
         let check = |fleet: &str, issued: Timestamp, keys: &[&TestKey]| {
-            let bytes = Heartbeat { format: 1, fleet: fleet.parse().unwrap(), issued, policy: 3 }.to_bytes();
+            let bytes = Heartbeat { format: 1, fleet: fleet.parse().unwrap(), issued, policy: 1 }.to_bytes();
             let signatures: Vec<String> = keys.iter().map(|key| key.sign(HEARTBEAT_NAMESPACE, &bytes)).collect();
             verify_heartbeat(&bytes, &signatures, &policy, now)
                 .map(|verified| verified.value().policy)
                 .map_err(|refusal| refusal.rule)
         };
-        assert_eq!(check("acme", now, &[&ada]), Ok(3));
-        assert_eq!(check("acme", now, &[&ci]), Ok(3));
-        assert_eq!(check("acme", now.plus_s(CLOCK_SKEW_S), &[&ci]), Ok(3));
+        assert_eq!(check("acme", now, &[&ada]), Ok(1));
+        assert_eq!(check("acme", now, &[&ci]), Ok(1));
+        assert_eq!(check("acme", now.plus_s(CLOCK_SKEW_S), &[&ci]), Ok(1));
         assert_eq!(check("acme", now.plus_s(CLOCK_SKEW_S + 1), &[&ci]), Err(Rule::Expired));
         assert_eq!(check("acme", now, &[]), Err(Rule::Threshold));
         assert_eq!(check("acme", now, &[&TestKey::new(9)]), Err(Rule::Threshold));
         assert_eq!(check("evil", now, &[&ada]), Err(Rule::Fleet));
+        let newer = Heartbeat { format: 1, fleet: policy.fleet.clone(), issued: now, policy: 2 }.to_bytes();
+        let refusal = verify_heartbeat(&newer, &[ada.sign(HEARTBEAT_NAMESPACE, &newer)], &policy, now).unwrap_err();
+        assert_eq!(refusal.rule, Rule::PolicyVersion);
     }
 
     #[test]

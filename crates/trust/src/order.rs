@@ -92,6 +92,8 @@ pub struct Place {
     pub seen: u64,
     /// What any one release key may put in the place of what is live.
     pub fallback: BTreeSet<RunId>,
+    /// What is live.
+    pub live: Option<(RunId, ImageId)>,
     /// How often each standing order was used here.
     pub uses: BTreeMap<OrderId, u32>,
     /// The statements about the order's image that the node was brought before.
@@ -145,7 +147,8 @@ pub fn authorize_order(
     check_fresh(&order, signed.environment, context)?;
     let place = place(&order);
     let revoked = [&policy.revoked, context.revoked];
-    check_revoked(&order, OrderId::of(presented.bytes), &revoked)?;
+    let live = place.live.map(|(_, image)| image);
+    check_revoked(&order, OrderId::of(presented.bytes), live, &revoked)?;
     let judge = Judge { presented, policy, signed: &signed, revoked: &revoked, order: &order };
     let granted = match &order.action {
         Action::Run(run) if is_fallback(run, &target, &place) && order.break_glass.is_none() => {
@@ -158,10 +161,12 @@ pub fn authorize_order(
         }
         Action::Look(_) => judge.look().map(|()| Granted::plain(Grounds::People))?,
     };
-    if matches!(order.action, Action::Run(_)) {
+    if let Action::Run(run) = &order.action {
         check_isolation(signed.environment, name, context.offers)?;
+        check_fallback(run, &granted, &place)?;
     }
-    check_place(&target, &order.app, context, &place)?;
+    let stops = matches!(order.action, Action::Stop { .. });
+    check_place(&target, &order.app, stops, context, &place)?;
     let Granted { grounds, green, standing } = granted;
     Ok(Authorized { order: Verified::new(order, signed.names()), grounds, green, standing })
 }
@@ -173,6 +178,36 @@ fn is_fallback(run: &Run, target: &Target, place: &Place) -> bool {
 
 fn has_known_secrets(target: &Target, place: &Place) -> bool {
     target.secrets.iter().all(|(name, digest)| place.secrets.get(name) == Some(digest))
+}
+
+/// What an order lists to go back to is as good as signed in full, so whoever was let in on less may list nothing but
+/// what was listed, and what is live.
+fn check_fallback(run: &Run, granted: &Granted, place: &Place) -> Result<(), Refusal> {
+    let is_in_full = match &granted.grounds {
+        Grounds::Demand(demand) => demand.release > 0 && !demand.standing,
+        Grounds::BreakGlass => false,
+        Grounds::People | Grounds::Fallback => false,
+    };
+    let is_known = |id: &RunId| place.fallback.contains(id) || place.live.is_some_and(|(live, _)| live == *id);
+    if is_in_full || run.fallback.iter().all(is_known) {
+        return Ok(());
+    }
+    let message = "an order that was not signed in full lists something new to go back to";
+    Err(Refusal::new(Rule::Threshold, message).hint("leave it out, or have as many sign as for a deploy"))
+}
+
+/// Reads an order of which a key with a say in orders signed the exact bytes: enough to know whose lock to wait for, and
+/// for nothing else.
+///
+/// # Errors
+/// Nobody who counts has signed it, or it is no order.
+pub fn read_signed(
+    presented: &Presented<'_>,
+    policy: &Policy,
+    environment: &EnvironmentName,
+) -> Result<Order, Refusal> {
+    Signed::of(presented, policy, environment)?;
+    Order::parse(presented.bytes).map_err(|error| Refusal::new(Rule::Malformed, error.to_string()))
 }
 
 /// Checks an order that a node says it accepted, before anything of it is signed again: that by the policy of
@@ -198,7 +233,7 @@ pub fn verify_accepted(
         return Err(Refusal::new(Rule::Counter, message));
     }
     let revoked = [&policy.revoked];
-    check_revoked(&order, OrderId::of(presented.bytes), &revoked)?;
+    check_revoked(&order, OrderId::of(presented.bytes), None, &revoked)?;
     let judge = Judge { presented, policy, signed: &signed, revoked: &revoked, order: &order };
     let Granted { grounds, green, standing } = match &order.action {
         Action::Run(run) => judge.run(run, accepted.node, order.issued, &Place::default())?,
@@ -499,10 +534,12 @@ fn check_fresh(order: &Order, environment: &Environment, context: &Context<'_>) 
     Ok(())
 }
 
-fn check_revoked(order: &Order, id: OrderId, revoked: &[&Revoked]) -> Result<(), Refusal> {
+fn check_revoked(order: &Order, id: OrderId, live: Option<ImageId>, revoked: &[&Revoked]) -> Result<(), Refusal> {
     let image: Option<ImageId> = match &order.action {
         Action::Run(run) => Some(run.image),
         Action::Look(tool) => Some(tool.image),
+        // They start what is live.
+        Action::Start { .. } | Action::Restart { .. } => live,
         _ => None,
     };
     if let Some(image) = image.filter(|image| revoked.iter().any(|revoked| revoked.images.contains(image))) {
@@ -528,7 +565,13 @@ fn check_isolation(
     Err(Refusal::new(Rule::Isolation, message).hint("`bulkhead node ls` shows what each node offers, and why not"))
 }
 
-fn check_place(target: &Target, app: &AppName, context: &Context<'_>, place: &Place) -> Result<(), Refusal> {
+fn check_place(
+    target: &Target,
+    app: &AppName,
+    stops: bool,
+    context: &Context<'_>,
+    place: &Place,
+) -> Result<(), Refusal> {
     let Place { counter, previous, seen, .. } = *place;
     let floor = target.floor.unwrap_or(0);
     let reach = counter.saturating_add(FLOOR_STEP_MAX);
@@ -543,12 +586,13 @@ fn check_place(target: &Target, app: &AppName, context: &Context<'_>, place: &Pl
         );
         Refusal::new(Rule::Restored, message).hint("look at its volumes too; to go on from here: `--accept-restored`")
     };
-    if seen > used {
+    // To forbid needs less than to allow: whoever made it look so must not keep others from stopping.
+    if seen > used && !stops {
         return Err(restored(seen));
     }
     // Signed well enough, for this node, in time, and beyond what the node knows: it has forgotten something.
     let ahead = target.counter.saturating_sub(1);
-    if ahead > used && ahead <= reach {
+    if ahead > used && ahead <= reach && !stops {
         return Err(Refusal { ahead: Some(ahead), ..restored(ahead) });
     }
     if target.boot != context.boot {
@@ -751,6 +795,13 @@ mod tests {
     /// An order to stop.
     fn check(change: impl FnOnce(&mut Case), expected: Expected<'_>) {
         let mut case = Case::new(Action::Stop { services: vec![] });
+        change(&mut case);
+        compare(case.run(), expected);
+    }
+
+    /// An order to start.
+    fn check_start(change: impl FnOnce(&mut Case), expected: Expected<'_>) {
+        let mut case = Case::new(Action::Start { services: vec![] });
         change(&mut case);
         compare(case.run(), expected);
     }
@@ -1139,6 +1190,53 @@ mod tests {
     }
 
     #[test]
+    fn what_is_listed_to_go_back_to_is_signed_in_full() {
+        let evil = RunId([6; 32]);
+        let list = |case: &mut Case, id: RunId| {
+            let Action::Run(run) = &mut case.order.action else { return };
+            run.fallback = [id].into();
+        };
+        let going_back = |case: &mut Case| case.place.fallback.extend([run().id()]);
+        let strict = [Demand::green_and_release(2)];
+        let new = Err((Rule::Threshold, "lists something new"));
+        check_run(&strict, |case| (going_back(case), list(case, evil)).1, new);
+        check_run(&strict, |case| (going_back(case), list(case, run().id())).1, Ok(&["ada"]));
+        check_run(
+            &strict,
+            |case| {
+                going_back(case);
+                case.place.live = Some((evil, ImageId([5; 32])));
+                list(case, evil);
+            },
+            Ok(&["ada"]),
+        );
+        let ci = |case: &mut Case| (case.signers, case.statements) = (vec![CI], green());
+        check_run(&[Demand { release: 0, green: 1, standing: false }], |case| (ci(case), list(case, evil)).1, new);
+        let full = |case: &mut Case| (case.signers, case.statements) = (vec![1, 2], green());
+        check_run(&strict, |case| (full(case), list(case, evil)).1, Ok(&["ada", "bob"]));
+        let mut case = Case::new(Action::Run(run()));
+        (case.environment.break_glass, case.order.break_glass) = (Some(1), Some("why".into()));
+        list(&mut case, evil);
+        compare(case.run(), new);
+    }
+
+    #[test]
+    fn what_is_revoked_is_not_started_again() {
+        for (action, refused) in [
+            (Action::Start { services: vec![] }, true),
+            (Action::Restart { services: vec![] }, true),
+            (Action::Stop { services: vec![] }, false),
+            (Action::Remove { volumes: false }, false),
+        ] {
+            let mut case = Case::new(action);
+            case.place.live = Some((RunId([1; 32]), green::tests::IMAGE));
+            case.revoked.images.extend([green::tests::IMAGE]);
+            let found = case.run().map_err(|refusal| refusal.rule);
+            assert_eq!(found.is_err(), refused, "{found:?}");
+        }
+    }
+
+    #[test]
     fn secrets_are_nothing_to_go_back_to() {
         let name = || "token".parse::<SecretName>().unwrap();
         let mut service = service();
@@ -1324,7 +1422,7 @@ mod tests {
             (refusal.rule, refusal.ahead)
         };
         let case = |change: fn(&mut Case)| {
-            let mut case = Case::new(Action::Stop { services: vec![] });
+            let mut case = Case::new(Action::Start { services: vec![] });
             change(&mut case);
             case
         };
@@ -1355,13 +1453,18 @@ mod tests {
             case.place.seen = 7;
             at(case, |t| (t.floor, t.counter) = (Some(floor), counter));
         };
-        check(|case| seen(case, 6, 7), Err((Rule::Restored, "knows of 4 orders for `notes`, and 7 were accepted")));
-        check(|case| seen(case, 7, 8), Ok(&["ada"]));
-        check(|case| seen(case, 7, 7), Err((Rule::Counter, "last accepted was 7")));
-        check(|case| seen(case, 7, 9), Err((Rule::Restored, "8 were accepted")));
-        check(|case| case.place.seen = 4, Ok(&["ada"]));
+        check_start(
+            |case| seen(case, 6, 7),
+            Err((Rule::Restored, "knows of 4 orders for `notes`, and 7 were accepted")),
+        );
+        check_start(|case| seen(case, 7, 8), Ok(&["ada"]));
+        check_start(|case| seen(case, 7, 7), Err((Rule::Counter, "last accepted was 7")));
+        check_start(|case| seen(case, 7, 9), Err((Rule::Restored, "8 were accepted")));
+        check_start(|case| case.place.seen = 4, Ok(&["ada"]));
         // A floor below where it stands lifts nothing.
-        check(|case| at(case, |t| t.floor = Some(2)), Ok(&["ada"]));
+        check_start(|case| at(case, |t| t.floor = Some(2)), Ok(&["ada"]));
+        // To stop is not kept from anybody by it.
+        check(|case| case.place.seen = 7, Ok(&["ada"]));
     }
 
     #[test]

@@ -9,7 +9,11 @@ use crate::{
     state::Paths,
     systemd,
 };
-use bulkhead_core::{OrderId, SignedText, notice::NOTICE_MAX_BYTES, policy::POLICY_MAX_BYTES};
+use bulkhead_core::{
+    OrderId, SignedText,
+    notice::NOTICE_MAX_BYTES,
+    policy::{POLICY_MAX_BYTES, Policy, Role, key_blob},
+};
 use bulkhead_wire::{Bring, Failure, FailureKind, Paper};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _};
@@ -40,13 +44,16 @@ pub(super) fn bring(
     let text = String::from_utf8(bytes).map_err(|error| {
         failure(FailureKind::Request, "malformed", format!("the {} is not text: {error}", paper.as_str()))
     })?;
+    // That it cannot be recorded must not keep sessions open.
+    let mut recorded = Ok(());
     match papers::bring(paths, paper, SignedText { text, signatures }, now()) {
         Ok(Brought { already: true, .. }) => {}
         Ok(Brought { signers, what, .. }) => {
             // What tells of nothing but that all is well comes every few minutes, and would bury the rest.
             if paper != Paper::Heartbeat {
                 let message = format!("{}: {what}", paper.as_str());
-                audit::append(&paths.audit(), entry(What::Brought, signers, None, message)).or_fail()?;
+                recorded =
+                    audit::append(&paths.audit(), entry(What::Brought, signers, None, message)).map(drop).or_fail();
             }
         }
         Err(BringError::Refused(refusal)) => {
@@ -59,23 +66,25 @@ pub(super) fn bring(
         }
         Err(BringError::File(error)) => return Err(error).or_fail(),
     }
-    if paper == Paper::Policy {
+    if paper == Paper::Policy && papers::must_end_sessions(paths) {
         peer.commit();
         let after = papers::policy(paths).or_fail()?;
-        let went = before
-            .keys
-            .iter()
-            .any(|(name, key)| after.keys.get(name).is_none_or(|now| now.roles != key.roles || now.key != key.key));
-        if went {
-            end_other_sessions(caller);
-        }
+        // Whoever brought it may be whom it shuts out.
+        let stays = key.is_some_and(|key| may_bring(&after, key));
+        end_sessions(stays.then_some(caller.pid));
+        papers::ended_sessions(paths).or_fail()?;
     }
-    Ok(())
+    recorded
 }
 
-/// Ends every connection but the caller's: some of them may be of keys that may not connect any more, and a gate does
-/// not know which. Whoever still may comes again.
-fn end_other_sessions(caller: &Caller) {
+/// Whether this key may still bring documents.
+fn may_bring(policy: &Policy, key: &str) -> bool {
+    policy.holders(Role::Courier).any(|(_, known)| key_blob(&known.key) == key_blob(key))
+}
+
+/// Ends every connection but one: some of them may be of keys that may not connect any more, and a gate does not know
+/// which. Whoever still may comes again.
+pub(super) fn end_sessions(but: Option<i32>) {
     let accounts: BTreeSet<&str> = key_files().map(|(account, _)| account).collect();
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let uids: BTreeSet<u32> = passwd
@@ -85,7 +94,7 @@ fn end_other_sessions(caller: &Caller) {
             accounts.contains(fields.next()?).then(|| fields.nth(1)?.parse().ok())?
         })
         .collect();
-    let own = ancestors(caller.pid);
+    let own = but.map(ancestors).unwrap_or_default();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
         let is_theirs = entry.metadata().is_ok_and(|metadata| uids.contains(&metadata.uid()));

@@ -206,8 +206,13 @@ fn about_live(paths: &Paths, app: &App, number: u64, action: &Action, peer: &mut
             peer.step(StepKind::Stopped, None).or_fail()?;
         }
         Action::Start { services } | Action::Restart { services } => {
-            let (live, run, chosen) = live(services)?;
+            let (live, run, mut chosen) = live(services)?;
             let release = Release { paths, app, number: live, run: &run };
+            if matches!(action, Action::Restart { .. }) {
+                // What was stopped stays so: to start it again takes more than to restart.
+                let stopped = app.live().or_fail()?.map(|live| live.stopped).unwrap_or_default();
+                chosen.retain(|service| !stopped.contains(service));
+            }
             if matches!(action, Action::Restart { .. }) {
                 // Stopped first, so that what is seen well afterwards is the new process. The socket
                 // goes on listening, and connections wait in it for the proxy, which waits for the service.

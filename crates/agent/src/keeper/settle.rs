@@ -113,7 +113,9 @@ pub fn selected<'a>(run: &'a Run, services: &[ServiceName]) -> Vec<&'a ServiceSp
 fn after(action: &Action, run: &Run, mut live: Live) -> Live {
     match action {
         Action::Stop { services } => live.stopped.extend(selected(run, services).iter().map(|spec| spec.name.clone())),
-        Action::Start { services } | Action::Restart { services } => {
+        // What was stopped stays so: to start it again takes another order.
+        Action::Restart { .. } => {}
+        Action::Start { services } => {
             selected(run, services).iter().for_each(|spec| {
                 live.stopped.remove(&spec.name);
             });
@@ -354,6 +356,6 @@ mod tests {
         check(Action::Stop { services: names(&["a"]) }, &["a", "b"], &["a", "b"]);
         check(Action::Stop { services: vec![] }, &[], &["a", "b"]);
         check(Action::Start { services: names(&["b"]) }, &["a", "b"], &["a"]);
-        check(Action::Restart { services: vec![] }, &["a", "b"], &[]);
+        check(Action::Restart { services: vec![] }, &["a", "b"], &["a", "b"]);
     }
 }

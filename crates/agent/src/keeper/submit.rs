@@ -44,7 +44,7 @@ use bulkhead_store::{Store, mount, pack, store::Push};
 use bulkhead_trust::{
     Authorized, Context, Grounds, Place, Presented, Refusal, Rule,
     audit::{End, Receipt},
-    authorize_order,
+    authorize_order, read_signed,
 };
 use bulkhead_wire::{
     Done, Event, Failure, FailureKind, ImageOffer, Outcome, Paper, Position, StepKind, Submit, distinct_objects,
@@ -392,7 +392,20 @@ fn authorize(
     identity: &NodeIdentity,
 ) -> Result<Judged, Box<Failure>> {
     let Submitted { submit, bytes, id, .. } = *submitted;
-    // Read anew each time: a policy or a revocation may have come while the client was sending.
+    let presented = Presented {
+        bytes,
+        signatures: &submit.signatures,
+        statements: &submit.statements,
+        standing: submit.standing.as_ref(),
+    };
+    // First the lock, for which it may have to wait long; then all that decides, as it is by then.
+    let policy = papers::policy(paths).or_fail()?;
+    let app = match read_signed(&presented, &policy, &identity.environment) {
+        Ok(order) => App::new(paths, order.app),
+        Err(refusal) => return Ok(Err((refusal, Position::default()))),
+    };
+    let holder = Holder { holder: "a signed order".into(), since: now() };
+    let lock = lock(peer, &app, &holder, Duration::from_millis(u64::from(submit.wait_ms)))?;
     let Papers { policy, revoked, heartbeat } = papers::load(paths).or_fail()?;
     let boot = state::boot(paths).or_fail()?;
     let offers = status::offers(paths)?;
@@ -408,27 +421,16 @@ fn authorize(
         heartbeat: heartbeat.as_ref(),
         offers: &offers,
     };
-    let presented = Presented {
-        bytes,
-        signatures: &submit.signatures,
-        statements: &submit.statements,
-        standing: submit.standing.as_ref(),
-    };
-    let mut taken = None;
+    let head = app.head().or_fail()?;
+    let mut head = head;
+    let is_repeat = head.order == Some(id);
     let mut failed = None;
-    let mut head = Head::default();
     let result = authorize_order(&presented, &context, |order| {
-        let mut stand = || -> Result<Place, Box<Failure>> {
-            let app = App::new(paths, order.app.clone());
-            let holder = Holder { holder: "a signed order".into(), since: context.now };
-            let lock = lock(peer, &app, &holder, Duration::from_millis(u64::from(submit.wait_ms)))?;
-            head = app.head().or_fail()?;
-            let is_repeat = head.order == Some(id);
+        let stand = || -> Result<Place, Box<Failure>> {
             let mut place = place(&app, &head, is_repeat, identity, submit.standing.as_ref())?;
             if let Action::Run(run) = &order.action {
                 place.statements = papers::statements(paths, run.image).or_fail()?;
             }
-            taken = Some(Taken { app, is_repeat, _lock: lock });
             Ok(place)
         };
         stand().unwrap_or_else(|failure| {
@@ -439,17 +441,16 @@ fn authorize(
     if let Some(failure) = failed {
         return Err(failure);
     }
-    Ok(match (result, taken) {
-        (Ok(authorized), Some(taken)) => {
+    Ok(match result {
+        Ok(authorized) => {
             // Whoever waits from here on is told who signed.
             let holder = Holder { holder: authorized.order.signers().join(", "), since: context.now };
-            taken.app.name_holder(&holder);
-            Ok((authorized, taken))
+            app.name_holder(&holder);
+            Ok((authorized, Taken { app, is_repeat, _lock: lock }))
         }
-        (Ok(_), None) => return Err(failure(FailureKind::Node, "lock", "the order was verified without a lock")),
-        (Err(refusal), taken) => {
-            if let (Some(ahead), Some(taken)) = (refusal.ahead, &taken) {
-                taken.app.note_seen(ahead).or_fail()?;
+        Err(refusal) => {
+            if let Some(ahead) = refusal.ahead {
+                app.note_seen(ahead).or_fail()?;
                 head.seen = head.seen.max(ahead);
             }
             let node = Position { policy_version: policy.version, boot: Some(boot), ..Position::default() };
@@ -468,6 +469,7 @@ fn place(
 ) -> Result<Place, Box<Failure>> {
     let live = app.live_run().or_fail()?;
     let number = live.as_ref().map(|(number, _)| *number);
+    let runs = live.as_ref().map(|(_, run)| (run.id(), run.image));
     let fallback = live.map(|(_, run)| run.fallback).unwrap_or_default();
     let order = number.map(|number| app.order(number)).transpose().or_fail()?.flatten();
     let secrets = order.and_then(|mut order| order.targets.remove(&identity.node)).map(|target| target.secrets);
@@ -476,6 +478,7 @@ fn place(
         previous: head.order,
         seen: head.seen,
         fallback,
+        live: runs,
         uses: head.uses.clone(),
         statements: vec![],
         secrets: secrets.unwrap_or_default(),

@@ -11,6 +11,7 @@ use crate::{
     orders::{Draft, carry_out, check_message},
     packfile,
     plan::Wanted,
+    proof::Proof,
     session::Session,
     workspace::{App, FleetFiles},
 };
@@ -104,7 +105,7 @@ pub async fn run(context: &Context, args: &DeployArgs) -> Result<()> {
             services,
             source: source.ok().flatten(),
             origin: None,
-            fallback: fallback(&asked.present),
+            fallback: fallback(&Proof::of(&session, environment)?, &asked.present),
         }),
         papers: papers(&session, &args.grant, image, vec![])?,
         break_glass: args.grant.break_glass.clone(),

@@ -3,7 +3,7 @@
 use crate::{
     Context,
     error::{Error, ErrorBody, Kind, Result},
-    output::Paint,
+    output::{Paint, printable},
     proposal::{self, Proposal, Signed, name_of},
     session::{Answer, As, Hand, Session, now, sign_error},
     table::Table,
@@ -283,7 +283,7 @@ fn differences(before: &str, after: &str) -> Vec<String> {
     for group in diff.grouped_ops(3) {
         for operation in group {
             for change in diff.iter_changes(&operation) {
-                lines.push(format!("{}{}", change.tag(), change.value().trim_end_matches('\n')));
+                lines.push(format!("{}{}", change.tag(), printable(change.value().trim_end_matches('\n'))));
             }
         }
     }

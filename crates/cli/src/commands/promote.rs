@@ -115,7 +115,7 @@ pub async fn run(context: &Context, args: &PromoteArgs) -> Result<()> {
             services,
             source: release.source.clone(),
             origin: Some(origin),
-            fallback: fallback(&asked.present),
+            fallback: fallback(&Proof::of(&session, &args.to)?, &asked.present),
         }),
         papers: papers(&session, &args.grant, image, release.statements.clone())?,
         break_glass: args.grant.break_glass.clone(),

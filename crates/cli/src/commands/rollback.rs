@@ -131,7 +131,7 @@ async fn carry(context: &Context, args: &RollbackArgs, which: Which) -> Result<(
         services: chosen.services.clone(),
         source: chosen.source.clone(),
         origin: Some(origin(which, chosen.number)),
-        fallback: fallback(&known),
+        fallback: fallback(&proof, &known),
     };
     let is_listed = args.grant.break_glass.is_none() && is_fallback(&run, &chosen.nodes, &histories);
     let purpose = if is_listed { Purpose::AnyOne } else { args.grant.purpose() };
