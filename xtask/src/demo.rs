@@ -60,8 +60,13 @@ impl Demo {
     }
 
     /// The variables that keep the demo apart from whatever else its user does with Bulkhead.
-    fn variables(&self) -> [(&'static str, PathBuf); 2] {
-        [("BULKHEAD_KEY", self.key()), ("BULKHEAD_AGENT", self.binaries.agent.clone())]
+    fn variables(&self) -> [(&'static str, PathBuf); 3] {
+        [
+            ("BULKHEAD_KEY", self.key()),
+            ("BULKHEAD_AGENT", self.binaries.agent.clone()),
+            // What must not be forgotten of a fleet goes with this one.
+            ("BULKHEAD_STATE", self.folder.join("state")),
+        ]
     }
 
     /// `bulkhead` in the app's folder, with the demo's key and no other.
