@@ -14,7 +14,7 @@ use crate::{
     args::GrantArgs,
     error::{Error, Kind, Result},
     session::Session,
-    workspace::{read_if_present, read_text, shown, write_durably},
+    workspace::{read_if_present, read_text, shown, write_json},
 };
 use bulkhead_core::{ImageId, SignedText};
 use bulkhead_fleet::push::Papers;
@@ -54,10 +54,7 @@ pub fn read_signed(path: &Path) -> Result<SignedText> {
 /// # Errors
 /// It cannot be written.
 pub fn write_signed(path: &Path, document: &SignedText) -> Result<()> {
-    let mut bytes = serde_json::to_vec_pretty(document)
-        .map_err(|error| Error::during(Kind::Internal, "the document cannot be written", &error))?;
-    bytes.push(b'\n');
-    write_durably(path, &bytes)
+    write_json(path, document)
 }
 
 /// Adds a statement to those about its image.
@@ -73,14 +70,7 @@ pub fn keep_statement(fleet_directory: &Path, image: ImageId, statement: SignedT
     if !all.contains(&statement) {
         all.push(statement);
     }
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)
-            .map_err(|error| Error::during(Kind::Internal, format!("cannot make {}", parent.display()), &error))?;
-    }
-    let mut bytes = serde_json::to_vec_pretty(&all)
-        .map_err(|error| Error::during(Kind::Internal, "the statements cannot be written", &error))?;
-    bytes.push(b'\n');
-    write_durably(&path, &bytes)?;
+    write_json(&path, &all)?;
     Ok(path)
 }
 

@@ -17,7 +17,7 @@
 use crate::{
     error::{Error, Kind, Result},
     session::state_directory,
-    workspace::{read_if_present, write_durably},
+    workspace::{read_if_present, write_durably, write_json},
 };
 use bulkhead_core::{
     FleetName, NodeName, OrderId, SignedText,
@@ -176,7 +176,7 @@ impl Ledger {
     /// # Errors
     /// It cannot be written.
     pub fn keep_head(&self, signed: &SignedText) -> Result<()> {
-        self.write("head.json", &to_json(signed)?)
+        write_json(&self.directory.join("head.json"), signed)
     }
 
     /// Checks and keeps what a node says came of an order.
@@ -189,7 +189,7 @@ impl Ledger {
             let message = format!("{}: the receipt is for order {}", self.node, receipt.order.short());
             return Err(Error::new(Kind::Refused, message));
         }
-        self.write(&format!("receipts/{order}.json"), &to_json(signed)?)?;
+        write_json(&self.directory.join("receipts").join(format!("{order}.json")), signed)?;
         let all = self.receipts();
         for (_, old) in &all[..all.len().saturating_sub(RECEIPTS_MAX)] {
             // One that another process removed first is gone all the same.
@@ -206,13 +206,6 @@ impl Ledger {
         }
         write_durably(&path, bytes)
     }
-}
-
-fn to_json(signed: &SignedText) -> Result<Vec<u8>> {
-    let mut bytes = serde_json::to_vec_pretty(signed)
-        .map_err(|error| Error::during(Kind::Internal, "a signed document cannot be written", &error))?;
-    bytes.push(b'\n');
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use crate::{
     session::{Answer, As, Session, identities, sign_error},
     workspace::{
         FleetFiles, POLICY, POLICY_SIGNATURES, PolicyFiles, read_if_present, read_signatures, shown, write_durably,
+        write_json,
     },
 };
 use bulkhead_core::{
@@ -29,10 +30,7 @@ use bulkhead_fleet::{
 };
 use bulkhead_trust::{PublicKey, accept_policy, sshsig};
 use bulkhead_wire::Paper;
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, path::PathBuf};
 
 const NEXT: &str = "policy.next.json";
 const NEXT_SIGNATURES: &str = "policy.next.json.sig";
@@ -134,15 +132,8 @@ pub fn check(policy: &Policy, files: &FleetFiles) -> Result<()> {
 
 fn store(files: &FleetFiles, proposal: &Proposal) -> Result<()> {
     // Signatures first: those over other bytes are worth nothing, and a document without any is what it looks like.
-    write_signatures(&files.directory.join(NEXT_SIGNATURES), &proposal.signatures)?;
+    write_json(&files.directory.join(NEXT_SIGNATURES), &proposal.signatures)?;
     write_durably(&files.directory.join(NEXT), &proposal.bytes)
-}
-
-fn write_signatures(path: &Path, signatures: &[String]) -> Result<()> {
-    let mut bytes = serde_json::to_vec_pretty(signatures)
-        .map_err(|error| Error::during(Kind::Internal, "the signatures cannot be written", &error))?;
-    bytes.push(b'\n');
-    write_durably(path, &bytes)
 }
 
 /// Takes the proposal back.
@@ -230,10 +221,11 @@ impl Proposal {
             error.hints.extend(refusal.hint);
             error
         })?;
-        // Both are in the history before either is replaced: a node may be at any of them.
+        // Both are in the history before either is replaced: a node may be at any of them, and whoever reads the policy
+        // between the two replacements finds the signatures there.
         keep(files, &current.policy, &current.bytes, &current.signatures)?;
         keep(files, &self.policy, &self.bytes, &self.signatures)?;
-        write_signatures(&files.directory.join(POLICY_SIGNATURES), &self.signatures)?;
+        write_json(&files.directory.join(POLICY_SIGNATURES), &self.signatures)?;
         write_durably(&files.directory.join(POLICY), &self.bytes)?;
         drop_it(files).map(drop)
     }
@@ -244,18 +236,9 @@ fn history_path(files: &FleetFiles, version: u64) -> PathBuf {
 }
 
 fn keep(files: &FleetFiles, policy: &Policy, bytes: &[u8], signatures: &[String]) -> Result<()> {
-    let path = history_path(files, policy.version);
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)
-            .map_err(|error| Error::during(Kind::Internal, format!("cannot make {}", shown(parent)), &error))?;
-    }
     let text = String::from_utf8(bytes.to_vec())
         .map_err(|error| Error::during(Kind::Internal, "the policy is not text", &error))?;
-    let signed = SignedText { text, signatures: signatures.to_vec() };
-    let mut bytes = serde_json::to_vec_pretty(&signed)
-        .map_err(|error| Error::during(Kind::Internal, "the policy cannot be written", &error))?;
-    bytes.push(b'\n');
-    write_durably(&path, &bytes)
+    write_json(&history_path(files, policy.version), &SignedText { text, signatures: signatures.to_vec() })
 }
 
 /// A policy of this folder's history, or the one in force.

@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Kind, Result},
     ledger::Ledger,
     session::Session,
-    workspace::{read_if_present, shown, write_durably},
+    workspace::{read_if_present, shown, write_json},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bulkhead_core::{
@@ -60,14 +60,7 @@ pub fn read(path: &Path) -> Result<Option<Sealed>> {
 /// # Errors
 /// It cannot be written.
 pub fn write(path: &Path, sealed: &Sealed) -> Result<()> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)
-            .map_err(|error| Error::during(Kind::Internal, format!("cannot make {}", parent.display()), &error))?;
-    }
-    let mut bytes = serde_json::to_vec_pretty(sealed)
-        .map_err(|error| Error::during(Kind::Internal, "sealed values cannot be written", &error))?;
-    bytes.push(b'\n');
-    write_durably(path, &bytes)
+    write_json(path, sealed)
 }
 
 /// The digest of a sealed value, as orders pin it.

@@ -20,6 +20,7 @@ use bulkhead_core::{
     name::nearest,
     policy::{POLICY_MAX_BYTES, Policy},
 };
+use serde::Serialize;
 use std::{
     io::{ErrorKind, Read as _, Write as _},
     path::{Path, PathBuf},
@@ -111,6 +112,22 @@ pub fn write_durably(path: &Path, contents: &[u8]) -> Result<()> {
         }
     };
     write().map_err(|error| Error::during(Kind::Internal, format!("cannot write {}", path.display()), &error))
+}
+
+/// Writes a value as indented JSON into a file that must be whole or absent, and makes the folder that it goes to.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let place = path.display();
+    let mut bytes = serde_json::to_vec_pretty(value)
+        .map_err(|error| Error::during(Kind::Internal, format!("{place} cannot be encoded"), &error))?;
+    bytes.push(b'\n');
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)
+            .map_err(|error| Error::during(Kind::Internal, format!("cannot make {}", parent.display()), &error))?;
+    }
+    write_durably(path, &bytes)
 }
 
 #[cfg(unix)]
@@ -253,7 +270,15 @@ impl FleetFiles {
         // Git on Windows may have given it that system's line endings, which nobody signed; inside JSON's strings there
         // are none, so this takes nothing away.
         let bytes = text.replace("\r\n", "\n").into_bytes();
-        let verified = bulkhead_trust::pin_first_policy(&bytes, &signatures, &self.fleet.fleet).map_err(|refusal| {
+        let mut signatures = signatures;
+        let mut verified = bulkhead_trust::pin_first_policy(&bytes, &signatures, &self.fleet.fleet);
+        if verified.is_err()
+            && let Some(kept) = self.kept_signatures(&bytes)
+        {
+            signatures = kept;
+            verified = bulkhead_trust::pin_first_policy(&bytes, &signatures, &self.fleet.fleet);
+        }
+        let verified = verified.map_err(|refusal| {
             let mut error = Error::configuration(format!("{place}: {}", refusal.message));
             error.hints.extend(refusal.hint);
             error
@@ -262,6 +287,15 @@ impl FleetFiles {
         let files = PolicyFiles { bytes, signatures, policy };
         self.follow_pinned(&files)?;
         Ok(files)
+    }
+
+    /// The signatures over exactly these bytes in the history: a new policy's files are two, and whoever was interrupted
+    /// between them has replaced one alone.
+    fn kept_signatures(&self, bytes: &[u8]) -> Option<Vec<String>> {
+        let version = Policy::parse(bytes).ok()?.version;
+        let text = read_text(&self.directory.join("policies").join(format!("{version}.json"))).ok()?;
+        let signed: SignedText = serde_json::from_str(&text).ok()?;
+        (signed.text.as_bytes() == bytes).then_some(signed.signatures)
     }
 
     /// Where this machine keeps the policy that it saw last in this folder.

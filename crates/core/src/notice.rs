@@ -13,6 +13,7 @@
 use crate::{
     digest::{ImageId, OrderId, StatementId},
     name::FleetName,
+    signed::document_bytes,
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -134,14 +135,9 @@ impl Revocation {
     }
 
     /// The bytes to sign.
-    ///
-    /// # Panics
-    /// Never: plain data always serialises.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec_pretty(self).expect("plain data always serialises");
-        bytes.push(b'\n');
-        bytes
+        document_bytes(self)
     }
 }
 
@@ -159,14 +155,9 @@ impl Heartbeat {
     }
 
     /// The bytes to sign.
-    ///
-    /// # Panics
-    /// Never: plain data always serialises.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec_pretty(self).expect("plain data always serialises");
-        bytes.push(b'\n');
-        bytes
+        document_bytes(self)
     }
 }
 

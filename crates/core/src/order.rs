@@ -17,6 +17,7 @@ use crate::{
     manifest::is_clean_absolute,
     name::{AppName, EnvironmentName, FleetName, NodeName, SecretName, ServiceName, VolumeName},
     notice::is_line,
+    signed::document_bytes,
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -341,14 +342,9 @@ impl Order {
     }
 
     /// The bytes to sign: indented JSON, so that a person can read what is signed.
-    ///
-    /// # Panics
-    /// Never: plain data always serialises.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec_pretty(self).expect("plain data always serialises");
-        bytes.push(b'\n');
-        bytes
+        document_bytes(self)
     }
 
     /// Every secret that a service has must be pinned for each node, and nothing else.

@@ -5,6 +5,7 @@
 use crate::{
     name::{EnvironmentName, FleetName, NodeName, PersonName},
     notice::Revoked,
+    signed::document_bytes,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -317,14 +318,9 @@ impl Policy {
     }
 
     /// The bytes to sign.
-    ///
-    /// # Panics
-    /// Never: plain data always serialises.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec_pretty(self).expect("plain data always serialises");
-        bytes.push(b'\n');
-        bytes
+        document_bytes(self)
     }
 
     /// The keys that have a role, with their holders.

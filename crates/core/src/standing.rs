@@ -11,6 +11,7 @@ use crate::{
     digest::OrderId,
     name::{AppName, EnvironmentName, FleetName, NodeName},
     order::{Order, Run, ServiceSpec, check_services},
+    signed::document_bytes,
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -83,14 +84,9 @@ impl StandingOrder {
     }
 
     /// The bytes to sign.
-    ///
-    /// # Panics
-    /// Never: plain data always serialises.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec_pretty(self).expect("plain data always serialises");
-        bytes.push(b'\n');
-        bytes
+        document_bytes(self)
     }
 
     /// Whether it covers this order's run on this node at this time. Its uses are for whoever counts them.

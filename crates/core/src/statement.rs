@@ -18,6 +18,7 @@ use crate::{
     digest::ImageId,
     name::{AppName, FleetName},
     notice::is_line,
+    signed::document_bytes,
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -137,9 +138,6 @@ impl Statement {
     }
 
     /// The bytes to sign.
-    ///
-    /// # Panics
-    /// Never: plain data always serialises.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let document = Document {
@@ -148,9 +146,7 @@ impl Statement {
             predicate_type: PREDICATE_TYPE.into(),
             predicate: self.predicate.clone(),
         };
-        let mut bytes = serde_json::to_vec_pretty(&document).expect("plain data always serialises");
-        bytes.push(b'\n');
-        bytes
+        document_bytes(&document)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     output::{Paint, printable},
     session::{As, Session, those_that_answered},
     table::Table,
-    workspace::{read_if_present, shown, write_durably},
+    workspace::{read_if_present, shown, write_durably, write_json},
 };
 use bulkhead_core::{NodeName, SignedText, fleet::FleetNode};
 use bulkhead_fleet::sign::Signer;
@@ -270,14 +270,7 @@ async fn witness(session: &Session, signer: &Signer, node: &NodeName, good: &Goo
         .map_err(|error| Error::of(Kind::Configuration, &error))?;
     let witnessed = Witnessed { head: good.signed.clone(), witnesses: vec![signature] };
     let path = session.files.directory.join(WITNESS).join(format!("{node}.json"));
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)
-            .map_err(|error| Error::during(Kind::Internal, format!("cannot make {}", parent.display()), &error))?;
-    }
-    let mut bytes = serde_json::to_vec_pretty(&witnessed)
-        .map_err(|error| Error::during(Kind::Internal, "a witnessed head cannot be written", &error))?;
-    bytes.push(b'\n');
-    write_durably(&path, &bytes)
+    write_json(&path, &witnessed)
 }
 
 fn shown_entry(node: &NodeName, entry: &Entry) -> AuditEntry {

@@ -113,3 +113,19 @@ fn a_policy_that_somebody_else_put_here_is_not_believed() {
     }
     says(&folder.run("policy show"), 0, "policy version 2");
 }
+
+#[test]
+fn an_interruption_between_the_two_files_costs_nothing() {
+    let folder = Folder::initialised();
+    let old: Vec<(&str, String)> = ["policy.json", "policy.json.sig"].map(|name| (name, folder.read(name))).to_vec();
+    says(&folder.run_with_key("policy require -e canary release --yes", "key"), 0, "policy version 2");
+    let new: Vec<(&str, String)> = ["policy.json", "policy.json.sig"].map(|name| (name, folder.read(name))).to_vec();
+    // The new document with the old signatures.
+    folder.write(old[1].0, &old[1].1);
+    says(&folder.run("policy show"), 0, "policy version 2");
+    // The old document with the new signatures, on a machine that has seen nothing.
+    folder.write(old[0].0, &old[0].1);
+    folder.write(new[1].0, &new[1].1);
+    std::fs::remove_dir_all(folder.path().join("home")).unwrap();
+    says(&folder.run("policy show"), 0, "policy version 1");
+}

@@ -303,6 +303,22 @@ fn asymmetry(world: &World) -> Result<()> {
     {
         app.run(words)?.expect(3)?.says("demands 2 release signature(s)")?;
     }
+    // Nor list something new to go back to in an order that is let in on one key, to bring it in on the next.
+    let releases = app.node_root("prod-1")?.join("var/lib/bulkhead/apps/strict/releases");
+    let stored = |number: u32| fs::read(releases.join(number.to_string()).join("order.json"));
+    let (first, second) = (stored(1)?, stored(2)?);
+    let mut order: Value = serde_json::from_slice(&second)?;
+    order["action"] = serde_json::from_slice::<Value>(&first)?["action"].take();
+    order["action"]["fallback"] = json!(["ab".repeat(32)]);
+    order["targets"]["prod-1"]["counter"] = json!(3);
+    order["targets"]["prod-1"]["previous"] = json!(bulkhead_core::OrderId::of(&second).to_string());
+    let bytes = serde_json::to_vec_pretty(&order)?;
+    let submit =
+        Submit { signatures: vec![sign(&world.key(), "order@bulkhead", &bytes, world.folder())?], ..Submit::default() };
+    let request = Request { protocol: PROTOCOL, ask: Ask::Submit(submit) };
+    let event = converse_as(world, "prod-1", ACCOUNT, &request, &[&bytes])?.pop().context("no event")?;
+    refused(&event, "threshold")?;
+    ensure!(format!("{event:?}").contains("lists something new"), "{event:?}");
     // … but it can go back to what was listed, and stop.
     app.run(&["rollback", "-e", "production", "strict", "--yes"])?.expect(0)?;
     app.serves("prod-1", "1")?;
