@@ -13,4 +13,6 @@ fn target() -> &'static Target {
     })
 }
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| (target().run)(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    (target().run)(data);
+});

@@ -3,7 +3,7 @@
 //! other from starting. What the boot before left of caches goes.
 
 use crate::{
-    keeper::{chain, secrets::make_host_key, settle::settle_all, status::find_mounts},
+    keeper::{bring, chain, secrets::make_host_key, settle::settle_all, status::find_mounts},
     papers,
     state::Paths,
     systemd,
@@ -20,9 +20,10 @@ pub fn run(paths: &Paths) -> Result<bool, String> {
         systemd::eprintln_bounded(&format!("how images are mounted here: {error}"));
         all_well = false;
     }
-    // A crash may have come between a new policy and the keys that follow from it.
-    if let Err(error) = papers::policy(paths).and_then(|policy| papers::follow(paths, &policy)) {
-        systemd::eprintln_bounded(&format!("keys of the policy: {}", chain(&error)));
+    // A crash may have come between a new policy and what follows from it; no session outlives a boot, but this may come
+    // after the first of the new one's.
+    if let Err(error) = papers::settle(paths, |_| bring::end_sessions(None)) {
+        systemd::eprintln_bounded(&format!("what follows from the policy: {}", chain(&error)));
         all_well = false;
     }
     if let Err(error) = make_host_key() {

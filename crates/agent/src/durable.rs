@@ -4,8 +4,9 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io::{self, Read as _, Write as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -56,10 +57,19 @@ impl FileError {
 /// # Errors
 /// Which step failed; the old file is then whole.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    write_with_mode(path, bytes, 0o600)
+}
+
+/// Likewise with this mode, which the file has from its first moment under this name.
+///
+/// # Errors
+/// Which step failed; the old file is then whole.
+pub fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut file =
         tempfile::NamedTempFile::new_in(directory).map_err(FileError::io("create a temporary file in", directory))?;
     file.write_all(bytes).map_err(FileError::io("write", path))?;
+    file.as_file().set_permissions(Permissions::from_mode(mode)).map_err(FileError::io("set the mode of", path))?;
     file.as_file().sync_all().map_err(FileError::io("sync", path))?;
     file.persist(path).map_err(|error| FileError::Io {
         operation: "replace",

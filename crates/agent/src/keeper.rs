@@ -19,7 +19,7 @@
 //! keeper/tool/place.rs  what it has of the node: unit, socket, user id
 //! ```
 
-mod bring;
+pub mod bring;
 mod caller;
 pub mod carry;
 mod dropbox;
@@ -176,15 +176,9 @@ fn clear_up(paths: &Paths) {
 /// # Errors
 /// Not even the list of apps can be read.
 pub fn settle_after_death(paths: &Paths) -> Result<bool, String> {
-    // It may have died between a new policy and the keys that follow from it.
-    if let Err(error) = papers::policy(paths).and_then(|policy| papers::follow(paths, &policy)) {
-        systemd::eprintln_bounded(&format!("keys of the policy: {}", chain(&error)));
-    }
-    if papers::must_end_sessions(paths) {
-        bring::end_sessions(None);
-        if let Err(error) = papers::ended_sessions(paths) {
-            systemd::eprintln_bounded(&format!("sessions of keys that were taken away: {}", chain(&error)));
-        }
+    // It may have died between a new policy and what follows from it.
+    if let Err(error) = papers::settle(paths, |_| bring::end_sessions(None)) {
+        systemd::eprintln_bounded(&format!("what follows from the policy: {}", chain(&error)));
     }
     // First, for it waits for nothing: a tool that is left goes on looking.
     let tools = tool::sweep(paths);

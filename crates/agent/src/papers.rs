@@ -42,12 +42,14 @@ use rustix::fs::{FlockOperation, flock};
 use std::{
     collections::BTreeSet,
     fs::{self, DirBuilder, File},
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
 /// Images about which a node keeps statements: more than it ever holds. Beyond, the oldest go.
 const STATED_IMAGES_MAX: usize = 1024;
+/// sshd reads an account's keys with the account's own rights.
+const KEY_FILE_MODE: u32 = 0o644;
 
 /// All that decides what a node may start.
 #[derive(Debug)]
@@ -161,10 +163,14 @@ fn listed(directory: &Path) -> Result<Vec<PathBuf>, FileError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
         Err(source) => return Err(FileError::Io { operation: "list", path: directory.into(), source }),
     };
-    let mut paths: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
-        .collect();
+    let mut paths = Vec::new();
+    for entry in entries {
+        // One that cannot be looked at may be the revocation that matters.
+        let path = entry.map_err(FileError::io("list", directory))?.path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            paths.push(path);
+        }
+    }
     paths.sort();
     Ok(paths)
 }
@@ -193,73 +199,87 @@ pub fn statements(paths: &Paths, image: ImageId) -> Result<Vec<SignedText>, File
     Ok(all)
 }
 
-/// Takes a document in, if the policy lets it count.
+/// Puts on record what is about to be taken in: without that it is not.
+pub type Record<'a> = dyn Fn(&Brought) -> Result<(), FileError> + 'a;
+
+/// The right to change what is here; given up when dropped.
+struct Lock(#[expect(dead_code, reason = "it is the open file that holds the lock")] File);
+
+fn lock(paths: &Paths) -> Result<Lock, FileError> {
+    let path = directory(paths).join("lock");
+    let file = File::options().write(true).create(true).truncate(false).open(&path);
+    let file = file.map_err(FileError::io("open", &path))?;
+    flock(&file, FlockOperation::LockExclusive).map_err(|error| FileError::io("lock", &path)(error.into()))?;
+    Ok(Lock(file))
+}
+
+/// Takes a document in, if the policy lets it count. `record` is asked once it is known to count, and before it does;
+/// of a heartbeat it is not asked, for it tells of nothing but that all is well.
 ///
 /// # Errors
 /// A rule refuses it, or it cannot be written.
-pub fn bring(paths: &Paths, paper: Paper, document: SignedText, now: Timestamp) -> Result<Brought, BringError> {
-    let directory = directory(paths);
-    let lock_path = directory.join("lock");
-    let lock = File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&lock_path)
-        .map_err(FileError::io("open", &lock_path))?;
-    flock(&lock, FlockOperation::LockExclusive).map_err(|error| FileError::io("lock", &lock_path)(error.into()))?;
+pub fn bring(
+    paths: &Paths,
+    paper: Paper,
+    document: SignedText,
+    now: Timestamp,
+    record: &Record<'_>,
+) -> Result<Brought, BringError> {
+    let _lock = lock(paths)?;
     match paper {
-        Paper::Policy => bring_policy(paths, document),
-        Paper::Revocation => bring_revocation(paths, document),
+        Paper::Policy => bring_policy(paths, document, record),
+        Paper::Revocation => bring_revocation(paths, document, record),
         Paper::Heartbeat => bring_heartbeat(paths, document, now),
-        Paper::Statement => bring_statement(paths, document, now),
+        Paper::Statement => bring_statement(paths, document, now, record),
     }
 }
 
-fn bring_policy(paths: &Paths, document: SignedText) -> Result<Brought, BringError> {
+/// Brings the key files in line with the policy, and has sessions ended where that is still to be done: after a boot or
+/// a keeper's death, and with every policy that comes. `end` is given the policy.
+///
+/// # Errors
+/// The policy cannot be read, or a key file not be written.
+pub fn settle(paths: &Paths, end: impl FnOnce(&Policy)) -> Result<(), FileError> {
+    // What is written must be of the policy that is in force by then, and not of one that was read before another came.
+    let _lock = lock(paths)?;
+    let policy = policy(paths)?;
+    follow(paths, &policy)?;
+    if ending(paths).exists() {
+        end(&policy);
+        durable::remove(&ending(paths))?;
+    }
+    Ok(())
+}
+
+fn bring_policy(paths: &Paths, document: SignedText, record: &Record<'_>) -> Result<Brought, BringError> {
     let path = directory(paths).join("signed.json");
     let pinned = signed_policy(paths)?;
     let pinned_policy = Policy::parse(pinned.text.as_bytes()).map_err(|what| damaged(&path, what))?;
     if pinned.text == document.text {
-        follow(paths, &pinned_policy)?;
         return Ok(Brought { signers: vec![], what: format!("version {}", pinned_policy.version), already: true });
     }
     let verified = accept_policy(document.text.as_bytes(), &document.signatures, &pinned_policy)?;
     let policy = verified.value();
     let document = counted(document, POLICY_NAMESPACE, [&pinned_policy, policy]);
+    let what = format!("version {}", policy.version);
+    let brought = Brought { signers: verified.signers().to_vec(), what, already: false };
+    record(&brought)?;
     if takes_away(&pinned_policy, policy) {
         // Before the policy is in force: whoever dies in between, the sessions are ended by who comes next.
         durable::write(&ending(paths), b"")?;
     }
     durable::write_json(&path, &document)?;
-    // It may have been told of a policy that never comes; the next one says what is so.
-    durable::remove(&directory(paths).join("heartbeat.json"))?;
-    follow(paths, policy)?;
     for (path, signed) in revocations(paths)? {
         let listed = Revocation::parse(signed.text.as_bytes()).is_ok_and(|it| is_within(&it.revoked, &policy.revoked));
         if listed {
             durable::remove(&path)?;
         }
     }
-    let what = format!("version {}", policy.version);
-    Ok(Brought { signers: verified.signers().to_vec(), what, already: false })
+    Ok(brought)
 }
 
 fn ending(paths: &Paths) -> PathBuf {
     directory(paths).join("ending")
-}
-
-/// Whether sessions of keys that were taken away may still be open.
-#[must_use]
-pub fn must_end_sessions(paths: &Paths) -> bool {
-    ending(paths).exists()
-}
-
-/// They are not any more.
-///
-/// # Errors
-/// It cannot be removed.
-pub fn ended_sessions(paths: &Paths) -> Result<(), FileError> {
-    durable::remove(&ending(paths))
 }
 
 fn takes_away(before: &Policy, after: &Policy) -> bool {
@@ -295,35 +315,29 @@ fn is_within(part: &Revoked, whole: &Revoked) -> bool {
         && part.statements.is_subset(&whole.statements)
 }
 
-/// Brings the accounts' key files in line with the policy. `true` where one was changed.
-///
-/// # Errors
-/// One cannot be written.
-pub fn follow(paths: &Paths, policy: &Policy) -> Result<bool, FileError> {
-    let mut changed = false;
+/// Brings the accounts' key files in line with the policy.
+fn follow(paths: &Paths, policy: &Policy) -> Result<(), FileError> {
     for (account, roles) in key_files() {
         let path = paths.etc.join("keys").join(account);
         let text = authorized_keys(policy, roles);
-        if durable::read(&path)?.as_deref() != Some(text.as_bytes()) {
-            durable::write(&path, text.as_bytes())?;
-            // sshd reads it with the account's own rights.
-            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644))
-                .map_err(FileError::io("set the mode of", &path))?;
-            changed = true;
+        let mode = fs::metadata(&path).map(|metadata| metadata.permissions().mode() & 0o7777).ok();
+        if durable::read(&path)?.as_deref() != Some(text.as_bytes()) || mode != Some(KEY_FILE_MODE) {
+            durable::write_with_mode(&path, text.as_bytes(), KEY_FILE_MODE)?;
         }
     }
-    Ok(changed)
+    Ok(())
 }
 
-fn bring_revocation(paths: &Paths, document: SignedText) -> Result<Brought, BringError> {
+fn bring_revocation(paths: &Paths, document: SignedText, record: &Record<'_>) -> Result<Brought, BringError> {
     let papers = load(paths)?;
     let verified = verify_revocation(document.text.as_bytes(), &document.signatures, &papers.policy)?;
     let revocation = verified.value();
     let directory = directory(paths).join("revocations");
     make_private(&directory)?;
     let path = directory.join(name(&document.text));
-    let already = path.exists();
-    if !already {
+    let what = format!("{} revoked: {}", revocation.revoked.len(), revocation.reason);
+    let brought = Brought { signers: verified.signers().to_vec(), what, already: path.exists() };
+    if !brought.already {
         let document = counted(document.clone(), REVOCATION_NAMESPACE, [&papers.policy]);
         let mut all = papers.revoked;
         all.extend(&revocation.revoked);
@@ -331,10 +345,10 @@ fn bring_revocation(paths: &Paths, document: SignedText) -> Result<Brought, Brin
             let refusal = Refusal::new(Rule::Malformed, format!("a node keeps at most {REVOKED_MAX} revocations"));
             return Err(refusal.hint("list them in a policy instead").into());
         }
+        record(&brought)?;
         durable::write_json(&path, &document)?;
     }
-    let what = format!("{} revoked: {}", revocation.revoked.len(), revocation.reason);
-    Ok(Brought { signers: verified.signers().to_vec(), what, already })
+    Ok(brought)
 }
 
 fn bring_heartbeat(paths: &Paths, document: SignedText, now: Timestamp) -> Result<Brought, BringError> {
@@ -350,7 +364,12 @@ fn bring_heartbeat(paths: &Paths, document: SignedText, now: Timestamp) -> Resul
     Ok(Brought { signers: verified.signers().to_vec(), what: format!("of {issued}"), already })
 }
 
-fn bring_statement(paths: &Paths, document: SignedText, now: Timestamp) -> Result<Brought, BringError> {
+fn bring_statement(
+    paths: &Paths,
+    document: SignedText,
+    now: Timestamp,
+    record: &Record<'_>,
+) -> Result<Brought, BringError> {
     let policy = policy(paths)?;
     let verified = verify_statement(&document, &policy, now)?;
     let statement = verified.value();
@@ -358,18 +377,19 @@ fn bring_statement(paths: &Paths, document: SignedText, now: Timestamp) -> Resul
     let directory = all.join(statement.image.to_string());
     make_private(&directory)?;
     let path = directory.join(name(&document.text));
-    let already = path.exists();
-    if !already {
+    let what = format!("image {} of `{}` is {}", statement.image.short(), statement.app, statement.colour());
+    let brought = Brought { signers: verified.signers().to_vec(), what, already: path.exists() };
+    if !brought.already {
         let document = counted(document.clone(), STATEMENT_NAMESPACE, [&policy]);
         if listed(&directory)?.len() >= STATEMENTS_MAX {
             let message = format!("there are {STATEMENTS_MAX} statements about image {}", statement.image.short());
             return Err(Refusal::new(Rule::Malformed, message).into());
         }
+        record(&brought)?;
         durable::write_json(&path, &document)?;
         forget_oldest(&all, &directory)?;
     }
-    let what = format!("image {} of `{}` is {}", statement.image.short(), statement.app, statement.colour());
-    Ok(Brought { signers: verified.signers().to_vec(), what, already })
+    Ok(brought)
 }
 
 /// Keeps what came for an image last, and so many others.

@@ -79,9 +79,9 @@ pub fn fallback(proof: &Proof, present: &[Present]) -> BTreeSet<RunId> {
         };
         Some(Run { image, services, source: None, origin: None, fallback: BTreeSet::new() }.id())
     };
-    let all: BTreeSet<RunId> = present.iter().filter_map(run).collect();
-    // Each node lets in what it knows itself; another's would keep this order from it.
-    if all.len() == 1 { all } else { BTreeSet::new() }
+    // Each node lets in what is live there; what another has would keep this order from it.
+    let all: Option<BTreeSet<RunId>> = present.iter().map(run).collect();
+    all.filter(|all| all.len() == 1).unwrap_or_default()
 }
 
 /// What nodes said of an app when they were asked.

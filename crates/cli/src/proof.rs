@@ -20,12 +20,10 @@ pub struct Proof {
 
 impl Proof {
     /// By this machine's own copy of the policy.
-    ///
-    /// # Errors
-    /// It cannot be read, or is not signed.
-    pub fn of(session: &Session, environment: &EnvironmentName) -> Result<Self> {
-        let policy = session.files.policy()?.policy;
-        Ok(Self { policy, fleet: session.files.fleet.fleet.clone(), environment: environment.clone() })
+    #[must_use]
+    pub fn of(session: &Session, environment: &EnvironmentName) -> Self {
+        let (policy, fleet) = (session.policy.policy.clone(), session.files.fleet.fleet.clone());
+        Self { policy, fleet, environment: environment.clone() }
     }
 
     /// A release as the order that made it says, once the order's signatures are found good.

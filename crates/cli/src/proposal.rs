@@ -80,35 +80,45 @@ pub fn name_of(policy: &Policy, openssh: &str) -> String {
     }
 }
 
-/// The proposal in the fleet's folder.
+/// The proposal in the fleet's folder. One whose version is not the one after the policy in force is none: it is left
+/// over from what has been enacted since.
 ///
 /// # Errors
 /// It cannot be read, or is none.
-pub fn load(files: &FleetFiles) -> Result<Option<Proposal>> {
+pub fn load(files: &FleetFiles, current: &Policy) -> Result<Option<Proposal>> {
     let path = files.directory.join(NEXT);
     let Some(text) = read_if_present(&path)? else { return Ok(None) };
     let bytes = text.replace("\r\n", "\n").into_bytes();
     let policy = Policy::parse(&bytes).map_err(|what| Error::configuration(format!("{}: {what}", shown(&path))))?;
+    if policy.version != current.version + 1 {
+        return Ok(None);
+    }
     let signatures = read_signatures(&files.directory.join(NEXT_SIGNATURES))?.unwrap_or_default();
     Ok(Some(Proposal { bytes, signatures, policy }))
 }
 
-/// Proposes a change of the policy in force, or of what is proposed already: signatures over that are void then.
+/// What is proposed, or else the policy in force with the next version: where a change begins.
+///
+/// # Errors
+/// The proposal cannot be read.
+pub fn base(files: &FleetFiles, current: &Policy) -> Result<Policy> {
+    let open = load(files, current)?.map(|open| open.policy);
+    Ok(open.unwrap_or_else(|| Policy { version: current.version + 1, ..current.clone() }))
+}
+
+/// A changed policy as a proposal that nobody has signed, and that is in no file before somebody does or [`store`]s it.
 ///
 /// # Errors
 /// The changed policy makes no sense.
-pub fn propose(files: &FleetFiles, change: impl FnOnce(&mut Policy) -> Result<()>) -> Result<Proposal> {
-    let current = files.policy()?.policy;
-    let mut policy = match load(files)? {
-        Some(open) if open.policy.version == current.version + 1 => open.policy,
-        _ => current.clone(),
-    };
-    policy.version = current.version + 1;
+pub fn propose(
+    files: &FleetFiles,
+    current: &Policy,
+    change: impl FnOnce(&mut Policy) -> Result<()>,
+) -> Result<Proposal> {
+    let mut policy = base(files, current)?;
     change(&mut policy)?;
     check(&policy, files)?;
-    let proposal = Proposal { bytes: policy.to_bytes(), signatures: vec![], policy };
-    store(files, &proposal)?;
-    Ok(proposal)
+    Ok(Proposal { bytes: policy.to_bytes(), signatures: vec![], policy })
 }
 
 /// Whether the policy can be read by nodes, and leaves somebody who can still go on from it.
@@ -130,7 +140,11 @@ pub fn check(policy: &Policy, files: &FleetFiles) -> Result<()> {
     Ok(())
 }
 
-fn store(files: &FleetFiles, proposal: &Proposal) -> Result<()> {
+/// Puts a proposal in the place of what was proposed: signatures over that are void then.
+///
+/// # Errors
+/// A file cannot be written.
+pub fn store(files: &FleetFiles, proposal: &Proposal) -> Result<()> {
     // Signatures first: those over other bytes are worth nothing, and a document without any is what it looks like.
     write_json(&files.directory.join(NEXT_SIGNATURES), &proposal.signatures)?;
     write_durably(&files.directory.join(NEXT), &proposal.bytes)
@@ -284,7 +298,7 @@ pub async fn bring(session: &Session, nodes: &[(NodeName, FleetNode)]) -> Result
         return Err(Error::configuration(format!("a node is at version {oldest}: too far behind to catch up")));
     }
     let mut chain = Vec::new();
-    for version in oldest + 1..=current.policy.version {
+    for version in (oldest + 1).min(current.policy.version)..=current.policy.version {
         chain.push((version, of_version(&session.files, current, version)?));
     }
     let mut answers = Vec::new();
@@ -292,10 +306,12 @@ pub async fn bring(session: &Session, nodes: &[(NodeName, FleetNode)]) -> Result
         let node = answer.node.clone();
         let result = match answer.result {
             Err(error) => Err(error),
-            Ok(before) if before >= current.policy.version => Ok(Brought { before, now: before }),
+            Ok(before) if before > current.policy.version => Ok(Brought { before, now: before }),
             Ok(before) => {
+                // The one in force also where it is there: the node may have taken it in half.
+                let is_wanted = |version: u64| version > before || version == current.policy.version;
                 let wanted: Vec<SignedText> =
-                    chain.iter().filter(|(version, _)| *version > before).map(|(_, signed)| signed.clone()).collect();
+                    chain.iter().filter(|(version, _)| is_wanted(*version)).map(|(_, signed)| signed.clone()).collect();
                 let one: Vec<_> = nodes.iter().filter(|(name, _)| *name == node).cloned().collect();
                 bring_chain(session, &one, wanted, before).await
             }

@@ -137,7 +137,7 @@ pub fn state_directory() -> Result<PathBuf> {
     }
     if cfg!(windows) {
         if let Some(local) = set("LOCALAPPDATA") {
-            return Ok(local.join("bulkhead").join("state"));
+            return Ok(local.join("bulkhead-state"));
         }
     } else if cfg!(target_os = "macos") {
         return Ok(home()?.join("Library/Application Support/bulkhead"));

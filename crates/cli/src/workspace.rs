@@ -98,18 +98,18 @@ pub fn read_text(path: &Path) -> Result<String> {
 /// # Errors
 /// It cannot be written.
 pub fn write_durably(path: &Path, contents: &[u8]) -> Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
+    // A name of its own: two commands may write the same file at once, and one of them wins whole.
+    let folder = folder_of(path);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".bulkhead-");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let write = || {
-        let mut file = std::fs::File::create(&temporary)?;
+        let mut file = builder.tempfile_in(&folder)?;
         file.write_all(contents)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)?;
-        match path.parent() {
-            Some(parent) => sync_directory(parent),
-            None => Ok(()),
-        }
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        sync_directory(&folder)
     };
     write().map_err(|error| Error::during(Kind::Internal, format!("cannot write {}", path.display()), &error))
 }
@@ -132,7 +132,6 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 
 #[cfg(unix)]
 fn sync_directory(directory: &Path) -> std::io::Result<()> {
-    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
     std::fs::File::open(directory)?.sync_all()
 }
 

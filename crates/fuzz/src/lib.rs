@@ -1,4 +1,4 @@
-//! Every decoder of bytes that somebody else chooses, as a function that takes
+//! Decoders of bytes that somebody else chooses, each as a function that takes
 //! bytes and must neither panic nor take what does not stand the way back.
 //!
 //! `cargo xtask fuzz` runs libFuzzer over each ([`TARGETS`], the runner in
@@ -9,7 +9,7 @@
 //! same: two readings of the same bytes are what attacks on signatures live on.
 
 use bulkhead_core::{
-    FileDigest, ImageId, SignedText, Timestamp,
+    FileDigest, ImageId, Timestamp,
     image::{Entry, Image, ImageConfig, Node},
     notice::{Heartbeat, Revocation, Revoked},
     order::{Action, Health, HealthCheck, Order, Run, ServiceSpec},
@@ -19,7 +19,11 @@ use bulkhead_core::{
     verity,
 };
 use bulkhead_store::pack::{self, Nothing, Options, Sink};
-use bulkhead_trust::{PublicKey, sshsig};
+use bulkhead_trust::{
+    PublicKey,
+    audit::{self, Chain, What},
+    sshsig,
+};
 use bulkhead_wire::{Event, Kind, Request, frame};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -31,8 +35,8 @@ use std::{
 pub struct Target {
     /// Its name, as `cargo xtask fuzz` takes it.
     pub name: &'static str,
-    /// Feeds it.
-    pub run: fn(&[u8]),
+    /// Feeds it; whether it accepted.
+    pub run: fn(&[u8]) -> bool,
     /// What it accepts: where changes begin.
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
@@ -51,31 +55,35 @@ pub const TARGETS: &[Target] = &[
     Target { name: "image", run: image, seeds: images },
     Target { name: "document", run: document, seeds: documents },
     Target { name: "pack", run: packed, seeds: packs },
+    Target { name: "audit", run: chain, seeds: audits },
 ];
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIO92SB71v5YBUOl3Jy/6mjI8LJJau2i2qR6UXkv6GxqN";
 const SIGNATURE: &str = "-----BEGIN SSH SIGNATURE-----\nU1NIU0lHAAAAAQAAADMAAAALc3NoLWVkMjU1MTkAAAAg73ZIHvW/lgFQ6XcnL/qaMjwskl\nq7aLapHpReS/obGo0AAAAOb3JkZXJAYnVsa2hlYWQAAAAAAAAABnNoYTUxMgAAAFMAAAAL\nc3NoLWVkMjU1MTkAAABAYNfAhDnC7m5u/X7++Ybl3RHDxiQ0Vu7485A3D42FrFXS7BpOfp\nHCepaPFXJOIVDdPhzKyGThXAW72nkGmjI6CA==\n-----END SSH SIGNATURE-----\n";
 const MESSAGE: &[u8] = b"hello\n";
 
-fn signature(bytes: &[u8]) {
-    let Ok(text) = std::str::from_utf8(bytes) else { return };
-    if let Ok(signer) = sshsig::verify(text, "order@bulkhead", MESSAGE) {
-        // Only the one key has ever signed this.
-        assert_eq!(Ok(signer.key), PublicKey::parse(KEY));
-    }
+fn signature(bytes: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(bytes) else { return false };
+    let Ok(signer) = sshsig::verify(text, "order@bulkhead", MESSAGE) else { return false };
+    // Only the one key has ever signed this.
+    assert_eq!(Ok(signer.key), PublicKey::parse(KEY));
+    true
 }
 
 fn signatures() -> Vec<Vec<u8>> {
     vec![SIGNATURE.into()]
 }
 
-fn key(bytes: &[u8]) {
-    if let Ok(key) = PublicKey::from_blob(bytes) {
-        assert_eq!(PublicKey::parse(&key.to_openssh()), Ok(key));
+fn key(bytes: &[u8]) -> bool {
+    let from_blob = PublicKey::from_blob(bytes).ok();
+    if let Some(key) = &from_blob {
+        assert_eq!(PublicKey::parse(&key.to_openssh()).as_ref(), Ok(key));
     }
-    if let Ok(Ok(key)) = std::str::from_utf8(bytes).map(PublicKey::parse) {
-        assert_eq!(PublicKey::from_blob(key.blob()), Ok(key));
+    let from_text = std::str::from_utf8(bytes).ok().and_then(|text| PublicKey::parse(text).ok());
+    if let Some(key) = &from_text {
+        assert_eq!(PublicKey::from_blob(key.blob()).as_ref(), Ok(key));
     }
+    from_blob.or(from_text).is_some()
 }
 
 fn keys() -> Vec<Vec<u8>> {
@@ -83,10 +91,10 @@ fn keys() -> Vec<Vec<u8>> {
     vec![KEY.into(), blob]
 }
 
-fn order(bytes: &[u8]) {
-    if let Ok(order) = Order::parse(bytes) {
-        assert_eq!(Order::parse(&order.to_bytes()), Ok(order));
-    }
+fn order(bytes: &[u8]) -> bool {
+    let Ok(order) = Order::parse(bytes) else { return false };
+    assert_eq!(Order::parse(&order.to_bytes()), Ok(order));
+    true
 }
 
 fn service() -> Option<ServiceSpec> {
@@ -115,7 +123,7 @@ fn orders() -> Vec<Vec<u8>> {
             fleet: "acme".parse().ok()?,
             environment: "staging".parse().ok()?,
             app: "notes".parse().ok()?,
-            targets: BTreeMap::from([("n1".parse().ok()?, order_target())]),
+            targets: BTreeMap::from([("n1".parse().ok()?, order_target(matches!(action, Action::Run(_))))]),
             issued: Timestamp(0),
             not_after: Timestamp(600),
             policy: 1,
@@ -137,17 +145,19 @@ fn orders() -> Vec<Vec<u8>> {
     all.filter_map(make).map(|order| order.to_bytes()).collect()
 }
 
-fn order_target() -> bulkhead_core::order::Target {
+fn order_target(runs: bool) -> bulkhead_core::order::Target {
     let mut target = bulkhead_core::order::Target::new(1, None, bulkhead_core::BootId([9; 32]));
-    target.secrets.extend("token".parse().ok().map(|name| (name, bulkhead_core::SecretDigest([5; 32]))));
+    target
+        .secrets
+        .extend("token".parse().ok().filter(|_| runs).map(|name| (name, bulkhead_core::SecretDigest([5; 32]))));
     target
 }
 
-fn policy(bytes: &[u8]) {
-    if let Ok(policy) = Policy::parse(bytes) {
-        drop(bulkhead_trust::policy::check_keys(&policy));
-        assert_eq!(Policy::parse(&policy.to_bytes()), Ok(policy));
-    }
+fn policy(bytes: &[u8]) -> bool {
+    let Ok(policy) = Policy::parse(bytes) else { return false };
+    drop(bulkhead_trust::policy::check_keys(&policy));
+    assert_eq!(Policy::parse(&policy.to_bytes()), Ok(policy));
+    true
 }
 
 fn policies() -> Vec<Vec<u8>> {
@@ -172,10 +182,10 @@ fn policies() -> Vec<Vec<u8>> {
     make().map(|policy| policy.to_bytes()).into_iter().collect()
 }
 
-fn statement(bytes: &[u8]) {
-    if let Ok(statement) = Statement::parse(bytes) {
-        assert_eq!(Statement::parse(&statement.to_bytes()), Ok(statement));
-    }
+fn statement(bytes: &[u8]) -> bool {
+    let Ok(statement) = Statement::parse(bytes) else { return false };
+    assert_eq!(Statement::parse(&statement.to_bytes()), Ok(statement));
+    true
 }
 
 fn statements() -> Vec<Vec<u8>> {
@@ -196,10 +206,10 @@ fn statements() -> Vec<Vec<u8>> {
     make().map(|statement| statement.to_bytes()).into_iter().collect()
 }
 
-fn standing(bytes: &[u8]) {
-    if let Ok(standing) = StandingOrder::parse(bytes) {
-        assert_eq!(StandingOrder::parse(&standing.to_bytes()), Ok(standing));
-    }
+fn standing(bytes: &[u8]) -> bool {
+    let Ok(standing) = StandingOrder::parse(bytes) else { return false };
+    assert_eq!(StandingOrder::parse(&standing.to_bytes()), Ok(standing));
+    true
 }
 
 fn standings() -> Vec<Vec<u8>> {
@@ -219,13 +229,14 @@ fn standings() -> Vec<Vec<u8>> {
     make().map(|standing| standing.to_bytes()).into_iter().collect()
 }
 
-fn notice(bytes: &[u8]) {
+fn notice(bytes: &[u8]) -> bool {
     if let Ok(revocation) = Revocation::parse(bytes) {
         assert_eq!(Revocation::parse(&revocation.to_bytes()), Ok(revocation));
+        return true;
     }
-    if let Ok(heartbeat) = Heartbeat::parse(bytes) {
-        assert_eq!(Heartbeat::parse(&heartbeat.to_bytes()), Ok(heartbeat));
-    }
+    let Ok(heartbeat) = Heartbeat::parse(bytes) else { return false };
+    assert_eq!(Heartbeat::parse(&heartbeat.to_bytes()), Ok(heartbeat));
+    true
 }
 
 fn notices() -> Vec<Vec<u8>> {
@@ -240,12 +251,17 @@ fn notices() -> Vec<Vec<u8>> {
     vec![revocation.to_bytes(), Heartbeat { format: 1, fleet, issued: Timestamp(7), policy: 3 }.to_bytes()]
 }
 
-fn frames(mut bytes: &[u8]) {
+fn frames(mut bytes: &[u8]) -> bool {
     // As many as there are; each is at least its header long, so this ends.
-    while let Ok(Some(frame)) = frame::read_frame(&mut bytes) {
-        let mut again = Vec::new();
-        frame::write_frame(&mut again, frame.kind, &frame.payload).expect("what was read can be written");
-        assert_eq!(frame::read_frame(&mut again.as_slice()).ok().flatten(), Some(frame));
+    loop {
+        match frame::read_frame(&mut bytes) {
+            Ok(Some(frame)) => {
+                let mut again = Vec::new();
+                frame::write_frame(&mut again, frame.kind, &frame.payload).expect("what was read can be written");
+                assert_eq!(frame::read_frame(&mut again.as_slice()).ok().flatten(), Some(frame));
+            }
+            other => return matches!(other, Ok(None)),
+        }
     }
 }
 
@@ -259,16 +275,16 @@ fn framed() -> Vec<Vec<u8>> {
     vec![bytes]
 }
 
-fn message(bytes: &[u8]) {
+fn message(bytes: &[u8]) -> bool {
     use bulkhead_wire::serde_json;
     if let Ok(request) = serde_json::from_slice::<Request>(bytes) {
         let again = serde_json::to_vec(&request).expect("plain data always serialises");
         assert_eq!(serde_json::from_slice::<Request>(&again).ok(), Some(request));
+        return true;
     }
-    if let Ok(event) = serde_json::from_slice::<Event>(bytes) {
-        serde_json::to_vec(&event).expect("plain data always serialises");
-    }
-    drop(serde_json::from_slice::<SignedText>(bytes));
+    let Ok(event) = serde_json::from_slice::<Event>(bytes) else { return false };
+    serde_json::to_vec(&event).expect("plain data always serialises");
+    true
 }
 
 fn messages() -> Vec<Vec<u8>> {
@@ -284,11 +300,11 @@ fn messages() -> Vec<Vec<u8>> {
     .to_vec()
 }
 
-fn image(bytes: &[u8]) {
-    if let Ok(image) = Image::decode(bytes) {
-        // One image has exactly one encoding.
-        assert_eq!(image.encode(), bytes);
-    }
+fn image(bytes: &[u8]) -> bool {
+    let Ok(image) = Image::decode(bytes) else { return false };
+    // One image has exactly one encoding.
+    assert_eq!(image.encode(), bytes);
+    true
 }
 
 fn images() -> Vec<Vec<u8>> {
@@ -305,14 +321,17 @@ fn images() -> Vec<Vec<u8>> {
 /// The most that a document may unpack to here: a fuzzer with gigabytes finds nothing but gigabytes.
 const UNPACKED_MAX_BYTES: usize = 1 << 20;
 
-fn document(bytes: &[u8]) {
+fn document(bytes: &[u8]) -> bool {
     let base = images().pop();
-    for base in [None, base.as_deref()] {
-        if let Ok(document) = pack::decompress_document(bytes, base, UNPACKED_MAX_BYTES) {
+    let unpack = |base| match pack::decompress_document(bytes, base, UNPACKED_MAX_BYTES) {
+        Ok(document) => {
             assert!(document.len() <= UNPACKED_MAX_BYTES);
-            image(&document);
+            image(&document)
         }
-    }
+        Err(_) => false,
+    };
+    let alone = unpack(None);
+    unpack(base.as_deref()) || alone
 }
 
 fn documents() -> Vec<Vec<u8>> {
@@ -350,8 +369,8 @@ impl Sink for Judge {
     }
 }
 
-fn packed(mut bytes: &[u8]) {
-    drop(pack::decode(&mut bytes, &Nothing, &mut Judge::default()));
+fn packed(mut bytes: &[u8]) -> bool {
+    pack::decode(&mut bytes, &Nothing, &mut Judge::default()).is_ok()
 }
 
 fn packs() -> Vec<Vec<u8>> {
@@ -364,4 +383,24 @@ fn packs() -> Vec<Vec<u8>> {
         Ok(_) => vec![out],
         Err(_) => vec![],
     }
+}
+
+fn chain(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_ok_and(|text| Chain::check(text).is_ok())
+}
+
+fn audits() -> Vec<Vec<u8>> {
+    use bulkhead_wire::serde_json;
+    let mut lines = Vec::new();
+    let mut before = None;
+    for number in 1..=3 {
+        let mut entry = audit::Entry::new(What::Accepted, Timestamp(7), bulkhead_core::OrderId([5; 32]));
+        entry.number = number;
+        entry.previous = before.unwrap_or(entry.previous);
+        let line = serde_json::to_vec(&entry).expect("plain data always serialises");
+        before = Some(bulkhead_core::EntryId::of(&line));
+        lines.extend_from_slice(&line);
+        lines.push(b'\n');
+    }
+    vec![lines]
 }

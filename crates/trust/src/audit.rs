@@ -75,7 +75,7 @@ pub struct Entry {
     pub counter: Option<u64>,
     /// Who signed it.
     pub signers: Vec<String>,
-    /// The fingerprint of the key that the connection was made with, as the gate says.
+    /// The holder (or else the beginning) of the key that the connection was made with, as the gate says.
     pub courier: Option<String>,
     /// The rule that refused, or the step that failed.
     pub rule: Option<String>,

@@ -93,13 +93,26 @@ pub struct Place {
     /// What any one release key may put in the place of what is live.
     pub fallback: BTreeSet<RunId>,
     /// What is live.
-    pub live: Option<(RunId, ImageId)>,
+    pub live: Option<Live>,
     /// How often each standing order was used here.
     pub uses: BTreeMap<OrderId, u32>,
     /// The statements about the order's image that the node was brought before.
     pub statements: Vec<SignedText>,
     /// The sealed values that what is live has.
     pub secrets: BTreeMap<SecretName, SecretDigest>,
+}
+
+/// The live release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Live {
+    /// The order that brought it.
+    pub order: OrderId,
+    /// What it runs.
+    pub run: RunId,
+    /// From which image.
+    pub image: ImageId,
+    /// Whether glass was broken for it: then it is nothing to go back to on one key.
+    pub broke_glass: bool,
 }
 
 /// Why an order was accepted.
@@ -147,8 +160,7 @@ pub fn authorize_order(
     check_fresh(&order, signed.environment, context)?;
     let place = place(&order);
     let revoked = [&policy.revoked, context.revoked];
-    let live = place.live.map(|(_, image)| image);
-    check_revoked(&order, OrderId::of(presented.bytes), live, &revoked)?;
+    check_revoked(&order, OrderId::of(presented.bytes), place.live, &revoked)?;
     let judge = Judge { presented, policy, signed: &signed, revoked: &revoked, order: &order };
     let granted = match &order.action {
         Action::Run(run) if is_fallback(run, &target, &place) && order.break_glass.is_none() => {
@@ -180,20 +192,18 @@ fn has_known_secrets(target: &Target, place: &Place) -> bool {
     target.secrets.iter().all(|(name, digest)| place.secrets.get(name) == Some(digest))
 }
 
-/// What an order lists to go back to is as good as signed in full, so whoever was let in on less may list nothing but
-/// what was listed, and what is live.
+/// What an order lists to go back to is as good as signed in full. That takes an order for which release keys alone
+/// were enough: a green statement is about the image that the order runs, and not about what it lists. Any other may
+/// list what was listed, and what is live.
 fn check_fallback(run: &Run, granted: &Granted, place: &Place) -> Result<(), Refusal> {
-    let is_in_full = match &granted.grounds {
-        Grounds::Demand(demand) => demand.release > 0 && !demand.standing,
-        Grounds::BreakGlass => false,
-        Grounds::People | Grounds::Fallback => false,
-    };
-    let is_known = |id: &RunId| place.fallback.contains(id) || place.live.is_some_and(|(live, _)| live == *id);
+    let is_in_full = matches!(&granted.grounds, Grounds::Demand(Demand { release: 1.., green: 0, standing: false }));
+    let is_live = |id: &RunId| place.live.is_some_and(|live| live.run == *id && !live.broke_glass);
+    let is_known = |id: &RunId| place.fallback.contains(id) || is_live(id);
     if is_in_full || run.fallback.iter().all(is_known) {
         return Ok(());
     }
-    let message = "an order that was not signed in full lists something new to go back to";
-    Err(Refusal::new(Rule::Threshold, message).hint("leave it out, or have as many sign as for a deploy"))
+    let message = "the order lists something to go back to that neither is live here nor was listed before";
+    Err(Refusal::new(Rule::Threshold, message).hint("leave it out"))
 }
 
 /// Reads an order of which a key with a say in orders signed the exact bytes: enough to know whose lock to wait for, and
@@ -235,8 +245,10 @@ pub fn verify_accepted(
     let revoked = [&policy.revoked];
     check_revoked(&order, OrderId::of(presented.bytes), None, &revoked)?;
     let judge = Judge { presented, policy, signed: &signed, revoked: &revoked, order: &order };
+    // That its secrets were those of what ran is what the node saw to; what is signed again takes others anyway.
+    let place = Place { secrets: target.secrets.clone(), ..Place::default() };
     let Granted { grounds, green, standing } = match &order.action {
-        Action::Run(run) => judge.run(run, accepted.node, order.issued, &Place::default())?,
+        Action::Run(run) => judge.run(run, accepted.node, order.issued, &place)?,
         _ => judge.people(1).map(|()| Granted::plain(Grounds::People))?,
     };
     Ok(Authorized { order: Verified::new(order, signed.names()), grounds, green, standing })
@@ -515,9 +527,8 @@ fn check_fresh(order: &Order, environment: &Environment, context: &Context<'_>) 
         return Ok(());
     }
     let version = context.policy.version;
-    let told = context.heartbeat.map_or(0, |heartbeat| heartbeat.policy).max(order.policy);
-    if told > version {
-        let message = format!("there is a policy of version {told}; this node has version {version}");
+    if order.policy > version {
+        let message = format!("there is a policy of version {}; this node has version {version}", order.policy);
         return Err(Refusal::new(Rule::Stale, message).hint("bring it: `bulkhead policy push`"));
     }
     let Some(period) = environment.heartbeat_s else { return Ok(()) };
@@ -534,20 +545,26 @@ fn check_fresh(order: &Order, environment: &Environment, context: &Context<'_>) 
     Ok(())
 }
 
-fn check_revoked(order: &Order, id: OrderId, live: Option<ImageId>, revoked: &[&Revoked]) -> Result<(), Refusal> {
+fn check_revoked(order: &Order, id: OrderId, live: Option<Live>, revoked: &[&Revoked]) -> Result<(), Refusal> {
     let image: Option<ImageId> = match &order.action {
         Action::Run(run) => Some(run.image),
         Action::Look(tool) => Some(tool.image),
         // They start what is live.
-        Action::Start { .. } | Action::Restart { .. } => live,
+        Action::Start { .. } | Action::Restart { .. } => live.map(|live| live.image),
         _ => None,
     };
     if let Some(image) = image.filter(|image| revoked.iter().any(|revoked| revoked.images.contains(image))) {
         let message = format!("image {} was revoked", image.short());
         return Err(Refusal::new(Rule::Revoked, message).hint("build a new one; what is revoked stays so"));
     }
-    if revoked.iter().any(|revoked| revoked.orders.contains(&id)) {
-        return Err(Refusal::new(Rule::Revoked, format!("order {} was revoked", id.short())));
+    let brought = match &order.action {
+        Action::Start { .. } | Action::Restart { .. } => live.map(|live| live.order),
+        _ => None,
+    };
+    for id in [Some(id), brought].into_iter().flatten() {
+        if revoked.iter().any(|revoked| revoked.orders.contains(&id)) {
+            return Err(Refusal::new(Rule::Revoked, format!("order {} was revoked", id.short())));
+        }
     }
     Ok(())
 }

@@ -44,37 +44,35 @@ pub(super) fn bring(
     let text = String::from_utf8(bytes).map_err(|error| {
         failure(FailureKind::Request, "malformed", format!("the {} is not text: {error}", paper.as_str()))
     })?;
-    // That it cannot be recorded must not keep sessions open.
-    let mut recorded = Ok(());
-    match papers::bring(paths, paper, SignedText { text, signatures }, now()) {
-        Ok(Brought { already: true, .. }) => {}
-        Ok(Brought { signers, what, .. }) => {
-            // What tells of nothing but that all is well comes every few minutes, and would bury the rest.
-            if paper != Paper::Heartbeat {
-                let message = format!("{}: {what}", paper.as_str());
-                recorded =
-                    audit::append(&paths.audit(), entry(What::Brought, signers, None, message)).map(drop).or_fail();
-            }
+    let record = |brought: &Brought| {
+        let message = format!("{}: {}", paper.as_str(), brought.what);
+        audit::append(&paths.audit(), entry(What::Brought, brought.signers.clone(), None, message)).map(drop)
+    };
+    let brought = papers::bring(paths, paper, SignedText { text, signatures }, now(), &record);
+    if paper == Paper::Policy {
+        peer.commit();
+        // Whatever came of it: one that came before may have been taken in half.
+        let settled = papers::settle(paths, |policy| {
+            // Whoever brought it may be whom it shuts out.
+            let stays = key.is_some_and(|key| may_bring(policy, key));
+            end_sessions(stays.then_some(caller.pid));
+        });
+        if brought.is_ok() {
+            settled.or_fail()?;
         }
+    }
+    match brought {
+        Ok(_) => Ok(()),
         Err(BringError::Refused(refusal)) => {
             let message = format!("{}: {}", paper.as_str(), refusal.message);
             let rule = refusal.rule.to_string();
             audit::append(&paths.audit(), entry(What::Refused, vec![], Some(rule.clone()), message)).or_fail()?;
             let mut failure = failure(FailureKind::Refused, &rule, refusal.message);
             failure.hint = refusal.hint;
-            return Err(failure);
+            Err(failure)
         }
-        Err(BringError::File(error)) => return Err(error).or_fail(),
+        Err(BringError::File(error)) => Err(error).or_fail(),
     }
-    if paper == Paper::Policy && papers::must_end_sessions(paths) {
-        peer.commit();
-        let after = papers::policy(paths).or_fail()?;
-        // Whoever brought it may be whom it shuts out.
-        let stays = key.is_some_and(|key| may_bring(&after, key));
-        end_sessions(stays.then_some(caller.pid));
-        papers::ended_sessions(paths).or_fail()?;
-    }
-    recorded
 }
 
 /// Whether this key may still bring documents.
@@ -84,7 +82,7 @@ fn may_bring(policy: &Policy, key: &str) -> bool {
 
 /// Ends every connection but one: some of them may be of keys that may not connect any more, and a gate does not know
 /// which. Whoever still may comes again.
-pub(super) fn end_sessions(but: Option<i32>) {
+pub(crate) fn end_sessions(but: Option<i32>) {
     let accounts: BTreeSet<&str> = key_files().map(|(account, _)| account).collect();
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let uids: BTreeSet<u32> = passwd

@@ -26,7 +26,7 @@ use crate::{
     audit::{self, Entry, What},
     durable::FileError,
     keys,
-    papers::{self, BringError, Papers},
+    papers::{self, BringError, Brought, Papers},
     peer::Peer,
     state::{self, Accepting, App, Head, Holder, Lock, Paths, Record},
     systemd, units,
@@ -42,7 +42,7 @@ use bulkhead_core::{
 };
 use bulkhead_store::{Store, mount, pack, store::Push};
 use bulkhead_trust::{
-    Authorized, Context, Grounds, Place, Presented, Refusal, Rule,
+    Authorized, Context, Grounds, Live, Place, Presented, Refusal, Rule,
     audit::{End, Receipt},
     authorize_order, read_signed,
 };
@@ -165,7 +165,7 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
     } else {
         // An order to look is used up before its tool runs: whatever happens then, it never runs twice.
         let outcome = if looks { Outcome::Done } else { Outcome::Underway };
-        keep_statements(paths, &submit.statements);
+        keep_statements(paths, &submit.statements, id);
         let record = Record {
             order: id,
             signers: signers.clone(),
@@ -281,9 +281,19 @@ fn shown(authorized: &Authorized, reason: Option<&str>) -> String {
 
 /// Keeps what came with an order about its image, for whoever goes on with the image from here. What does not count
 /// is left, and the order stands without.
-fn keep_statements(paths: &Paths, statements: &[SignedText]) {
+fn keep_statements(paths: &Paths, statements: &[SignedText], order: OrderId) {
+    let record = |brought: &Brought| {
+        let message = format!("statement, with this order: {}", brought.what);
+        let entry = Entry {
+            signers: brought.signers.clone(),
+            message: Some(message),
+            ..Entry::new(What::Brought, now(), order)
+        };
+        audit::append(&paths.audit(), entry).map(drop)
+    };
     for statement in statements.iter().take(STATEMENTS_MAX) {
-        if let Err(BringError::File(error)) = papers::bring(paths, Paper::Statement, statement.clone(), now()) {
+        if let Err(BringError::File(error)) = papers::bring(paths, Paper::Statement, statement.clone(), now(), &record)
+        {
             systemd::eprintln_bounded(&format!("a statement is not kept: {}", chain(&error)));
         }
     }
@@ -469,9 +479,15 @@ fn place(
 ) -> Result<Place, Box<Failure>> {
     let live = app.live_run().or_fail()?;
     let number = live.as_ref().map(|(number, _)| *number);
-    let runs = live.as_ref().map(|(_, run)| (run.id(), run.image));
     let fallback = live.map(|(_, run)| run.fallback).unwrap_or_default();
     let order = number.map(|number| app.order(number)).transpose().or_fail()?.flatten();
+    let record = number.map(|number| app.record(number)).transpose().or_fail()?.flatten();
+    let runs = match (&order, record) {
+        (Some(Order { action: Action::Run(run), break_glass, .. }), Some(record)) => {
+            Some(Live { order: record.order, run: run.id(), image: run.image, broke_glass: break_glass.is_some() })
+        }
+        _ => None,
+    };
     let secrets = order.and_then(|mut order| order.targets.remove(&identity.node)).map(|target| target.secrets);
     let mut place = Place {
         counter: head.counter,

@@ -105,7 +105,7 @@ pub async fn run(context: &Context, args: &DeployArgs) -> Result<()> {
             services,
             source: source.ok().flatten(),
             origin: None,
-            fallback: fallback(&Proof::of(&session, environment)?, &asked.present),
+            fallback: fallback(&Proof::of(&session, environment), &asked.present),
         }),
         papers: papers(&session, &args.grant, image, vec![])?,
         break_glass: args.grant.break_glass.clone(),

@@ -259,14 +259,14 @@ pub async fn run(context: &Context, args: &PolicyArgs) -> Result<()> {
 fn show(context: &Context) -> Result<()> {
     let files = FleetFiles::load(&context.places)?;
     let current = files.policy()?.policy;
-    let proposal = proposal::load(&files)?;
+    let proposal = proposal::load(&files, &current)?;
     context.ui.result(&report(&current, proposal.as_ref(), vec![]), render)
 }
 
 fn diff(context: &Context) -> Result<()> {
     let files = FleetFiles::load(&context.places)?;
     let current = files.policy()?;
-    let Some(proposal) = proposal::load(&files)? else {
+    let Some(proposal) = proposal::load(&files, &current.policy)? else {
         return Err(Error::configuration("nothing is proposed")
             .hint("`bulkhead policy edit`, `policy require`, `key add`, `key rotate` and `key revoke` propose"));
     };
@@ -294,10 +294,7 @@ async fn edit(context: &Context, args: &EditArgs) -> Result<()> {
     context.ui.must_be_able_to_ask(args.go.yes)?;
     let files = FleetFiles::load(&context.places)?;
     let current = files.policy()?.policy;
-    let base = match proposal::load(&files)? {
-        Some(open) if open.policy.version == current.version + 1 => open.policy,
-        _ => Policy { version: current.version + 1, ..current.clone() },
-    };
+    let base = proposal::base(&files, &current)?;
     let file = tempfile::Builder::new().prefix("policy-").suffix(".json").tempfile();
     let file = file.map_err(|error| Error::during(Kind::Internal, "cannot make a file to edit", &error))?;
     std::fs::write(file.path(), base.to_bytes())
@@ -317,7 +314,7 @@ async fn edit(context: &Context, args: &EditArgs) -> Result<()> {
     let text = read_text(file.path())?;
     let edited =
         Policy::parse(text.as_bytes()).map_err(|what| Error::configuration(format!("nothing is proposed: {what}")))?;
-    if edited == base && base.version != current.version + 1 {
+    if edited == base {
         return Err(Error::usage("nothing was changed"));
     }
     go_on(context, &files, &args.go, |policy| {
@@ -372,21 +369,14 @@ pub(crate) async fn go_on(
 ) -> Result<()> {
     context.ui.must_be_able_to_ask(args.yes)?;
     let current = files.policy()?;
-    let before = proposal::load(files)?.map(|open| open.bytes);
-    let mut proposal = proposal::propose(files, change)?;
+    let mut proposal = proposal::propose(files, &current.policy, change)?;
     let lines = differences(&String::from_utf8_lossy(&current.bytes), &String::from_utf8_lossy(&proposal.bytes));
     context.ui.preview(|paint| {
         let shown = |line: &String| if line.starts_with(' ') { paint.faint(line) } else { line.clone() };
         lines.iter().map(|line| shown(line) + "\n").collect()
     })?;
-    if let Err(error) = context.ui.confirm("\nSign this policy?", args.yes).await {
-        // Nobody agreed: what was proposed before stays as it was, without signatures that it has lost.
-        match before {
-            Some(_) => {}
-            None => drop(proposal::drop_it(files)?),
-        }
-        return Err(error);
-    }
+    context.ui.confirm("\nSign this policy?", args.yes).await?;
+    proposal::store(files, &proposal)?;
     proposal.sign(context, files, &current.policy).await?;
     finish(context, files, args, &proposal).await
 }
@@ -395,7 +385,7 @@ async fn sign(context: &Context, args: &SignArgs) -> Result<()> {
     context.ui.must_be_able_to_ask(args.go.yes)?;
     let files = FleetFiles::load(&context.places)?;
     let current = files.policy()?;
-    let Some(mut proposal) = proposal::load(&files)? else {
+    let Some(mut proposal) = proposal::load(&files, &current.policy)? else {
         return Err(Error::configuration("nothing is proposed"));
     };
     proposal::check(&proposal.policy, &files)?;
@@ -432,7 +422,7 @@ async fn push(context: &Context, args: &PushArgs) -> Result<()> {
     context.ui.must_be_able_to_ask(args.go.yes)?;
     let files = FleetFiles::load(&context.places)?;
     let current = files.policy()?;
-    if let Some(proposal) = proposal::load(&files)? {
+    if let Some(proposal) = proposal::load(&files, &current.policy)? {
         let [present, next] = proposal.signed(&current.policy);
         if !proposal.is_complete(&current.policy) {
             let wanting = missing(&present, &next);
@@ -468,7 +458,7 @@ async fn bring_to_all(context: &Context, files: &FleetFiles) -> Result<()> {
         });
         failed = failed.or(error);
     }
-    let open = proposal::load(&session.files)?;
+    let open = proposal::load(&session.files, &session.policy.policy)?;
     context.ui.result(&report(&session.policy.policy, open.as_ref(), brought), render)?;
     match failed {
         None => Ok(()),

@@ -78,7 +78,7 @@ pub async fn run(context: &Context, args: &PromoteArgs) -> Result<()> {
         session.signers_of(&args.to, args.grant.purpose(), &args.order)
     );
     let (statuses, asked, signers) = (those_that_answered(context, statuses)?, present?, signers?);
-    let proof = Proof::of(&session, &args.from)?;
+    let proof = Proof::of(&session, &args.from);
     let (release, image, names) = agreed(name, &args.from, &statuses, &|node, release| proof.release(node, release))?;
 
     let (document, decoded) = document_of_held(&session, image, &mut from, &names).await?;
@@ -115,7 +115,7 @@ pub async fn run(context: &Context, args: &PromoteArgs) -> Result<()> {
             services,
             source: release.source.clone(),
             origin: Some(origin),
-            fallback: fallback(&Proof::of(&session, &args.to)?, &asked.present),
+            fallback: fallback(&Proof::of(&session, &args.to), &asked.present),
         }),
         papers: papers(&session, &args.grant, image, release.statements.clone())?,
         break_glass: args.grant.break_glass.clone(),

@@ -123,7 +123,7 @@ async fn carry(context: &Context, args: &RollbackArgs, which: Which) -> Result<(
     let known: Vec<Present> =
         histories.iter().map(|(node, releases)| present_by_history(node.clone(), releases)).collect();
 
-    let proof = Proof::of(&session, environment)?;
+    let proof = Proof::of(&session, environment);
     let proven = |node: &NodeName, release: &Release| proof.release(node, release);
     let chosen = choose(&args.app, which, args.node.as_ref(), &histories, &proven)?;
     let run = Run {

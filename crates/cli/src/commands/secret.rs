@@ -9,7 +9,7 @@ use crate::{
     secrets::{SECRETS, digest, file, folder, read, seal_to, write},
     session::Session,
     table::Table,
-    workspace::{App, FleetFiles, shown},
+    workspace::{App, FleetFiles, MANIFEST, shown},
 };
 use bulkhead_core::{AppName, EnvironmentName, NodeName, SecretName, fleet::FleetNode};
 use bulkhead_trust::sealing::VALUE_MAX_BYTES;
@@ -217,10 +217,13 @@ fn nodes_of(
     environment: &EnvironmentName,
     app: &AppName,
 ) -> Result<Vec<(NodeName, FleetNode)>> {
-    match App::load(&context.places) {
-        Ok(local) if local.manifest.app == *app => local.nodes_in(files, environment),
-        _ => files.nodes_in(environment),
+    let path = context.places.manifest.clone().unwrap_or_else(|| MANIFEST.into());
+    if matches!(path.try_exists(), Ok(false)) {
+        return files.nodes_in(environment);
     }
+    // One that is here and wrong may be what says which nodes.
+    let local = App::load(&context.places)?;
+    if local.manifest.app == *app { local.nodes_in(files, environment) } else { files.nodes_in(environment) }
 }
 
 async fn value(context: &Context, args: &ValueArgs) -> Result<Zeroizing<Vec<u8>>> {

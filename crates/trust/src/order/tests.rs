@@ -190,6 +190,10 @@ fn check_run(accepts: &[Demand], change: impl FnOnce(&mut Case), expected: Expec
     compare(case.run(), expected);
 }
 
+fn live(run: RunId) -> Live {
+    Live { order: OrderId([4; 32]), run, image: ImageId([5; 32]), broke_glass: false }
+}
+
 fn green() -> Vec<SignedText> {
     vec![green::tests::signed(&green::tests::statement(TestResult::Passed), &[&key(CI)])]
 }
@@ -569,14 +573,14 @@ fn what_is_listed_to_go_back_to_is_signed_in_full() {
     };
     let going_back = |case: &mut Case| case.place.fallback.extend([run().id()]);
     let strict = [Demand::green_and_release(2)];
-    let new = Err((Rule::Threshold, "lists something new"));
+    let new = Err((Rule::Threshold, "neither is live here nor was listed"));
     check_run(&strict, |case| (going_back(case), list(case, evil)).1, new);
     check_run(&strict, |case| (going_back(case), list(case, run().id())).1, Ok(&["ada"]));
     check_run(
         &strict,
         |case| {
             going_back(case);
-            case.place.live = Some((evil, ImageId([5; 32])));
+            case.place.live = Some(live(evil));
             list(case, evil);
         },
         Ok(&["ada"]),
@@ -584,7 +588,20 @@ fn what_is_listed_to_go_back_to_is_signed_in_full() {
     let ci = |case: &mut Case| (case.signers, case.statements) = (vec![CI], green());
     check_run(&[Demand { release: 0, green: 1, standing: false }], |case| (ci(case), list(case, evil)).1, new);
     let full = |case: &mut Case| (case.signers, case.statements) = (vec![1, 2], green());
-    check_run(&strict, |case| (full(case), list(case, evil)).1, Ok(&["ada", "bob"]));
+    // A green image says nothing of what else is listed, however many sign.
+    check_run(&strict, |case| (full(case), list(case, evil)).1, new);
+    let green_and_one = |case: &mut Case| case.statements = green();
+    check_run(&[Demand::green_and_release(1)], |case| (green_and_one(case), list(case, evil)).1, new);
+    check_run(&[Demand::release(2)], |case| (full(case), list(case, evil)).1, Ok(&["ada", "bob"]));
+    check_run(
+        &strict,
+        |case| {
+            full(case);
+            case.place.live = Some(Live { broke_glass: true, ..live(evil) });
+            list(case, evil);
+        },
+        new,
+    );
     let mut case = Case::new(Action::Run(run()));
     (case.environment.break_glass, case.order.break_glass) = (Some(1), Some("why".into()));
     list(&mut case, evil);
@@ -600,11 +617,26 @@ fn what_is_revoked_is_not_started_again() {
         (Action::Remove { volumes: false }, false),
     ] {
         let mut case = Case::new(action);
-        case.place.live = Some((RunId([1; 32]), green::tests::IMAGE));
+        case.place.live = Some(Live { image: green::tests::IMAGE, ..live(RunId([1; 32])) });
         case.revoked.images.extend([green::tests::IMAGE]);
         let found = case.run().map_err(|refusal| refusal.rule);
         assert_eq!(found.is_err(), refused, "{found:?}");
     }
+}
+
+#[test]
+fn what_a_revoked_order_brought_is_not_started_again() {
+    let run = |action, revoked: u8| {
+        let mut case = Case::new(action);
+        case.place.live = Some(live(RunId([1; 32])));
+        case.revoked.orders.extend([OrderId([revoked; 32])]);
+        case.run().map_err(|refusal| refusal.rule).map(|_| ())
+    };
+    for action in [Action::Start { services: vec![] }, Action::Restart { services: vec![] }] {
+        assert_eq!(run(action.clone(), 4), Err(Rule::Revoked));
+        assert_eq!(run(action, 3), Ok(()));
+    }
+    assert_eq!(run(Action::Stop { services: vec![] }, 4), Ok(()));
 }
 
 #[test]
@@ -707,7 +739,6 @@ fn nothing_new_starts_where_nothing_is_heard() {
     check_run(&demand, period, Err((Rule::Stale, "heard one never")));
     check_run(&demand, |case| (period(case), case.heartbeat = heartbeat(3600, 1)).1, Ok(&["ada"]));
     check_run(&demand, |case| (period(case), case.heartbeat = heartbeat(3601, 1)).1, stale);
-    check_run(&demand, |case| case.heartbeat = heartbeat(0, 2), Err((Rule::Stale, "policy of version 2")));
     check_run(&demand, |case| case.order.policy = 2, Err((Rule::Stale, "this node has version 1")));
     check_run(&demand, |case| case.order.policy = 0, Ok(&["ada"]));
     // What runs goes on, and can be stopped and started again.
