@@ -144,7 +144,7 @@ pub struct OrderArgs {
 /// What an order that runs an image may need besides signatures.
 #[derive(Debug, Clone, Default, Args)]
 pub struct GrantArgs {
-    /// A statement that the image is green, as `bulkhead ci mark` writes it; besides those in `green/` beside
+    /// A statement that the image is green, as `bulkhead ci mark` writes it; besides those in `.bulkhead/green` beside
     /// `fleet.toml` and those that nodes have.
     #[arg(long, value_name = "FILE")]
     pub green: Vec<PathBuf>,

@@ -2,7 +2,7 @@
 //! green, and a standing order.
 //!
 //! ```text
-//! green/IMAGE.json   beside fleet.toml: a JSON list of signed statements about an image
+//! .bulkhead/green/IMAGE.json   beside fleet.toml: a JSON list of signed statements about an image
 //! ```
 //!
 //! Statements are looked for there, in the files that the command line names,
@@ -21,7 +21,7 @@ use bulkhead_fleet::push::Papers;
 use std::path::{Path, PathBuf};
 
 /// The folder of statements, beside `fleet.toml`.
-pub const GREEN: &str = "green";
+pub const GREEN: &str = ".bulkhead/green";
 
 /// The file of statements about an image.
 #[must_use]

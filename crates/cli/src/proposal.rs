@@ -3,7 +3,7 @@
 //! ```text
 //! policy.json, policy.json.sig             in force
 //! policy.next.json, policy.next.json.sig   proposed: a file that people pass around until enough have signed
-//! policies/N.json                          every policy that was in force, with its signatures: a node that is
+//! .bulkhead/policies/N.json                every policy that was in force, with its signatures: a node that is
 //!                                          several behind takes them one after another
 //! ```
 //!
@@ -34,7 +34,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 const NEXT: &str = "policy.next.json";
 const NEXT_SIGNATURES: &str = "policy.next.json.sig";
-const HISTORY: &str = "policies";
+const HISTORY: &str = ".bulkhead/policies";
 /// How many policies a node may be behind: each is a question and an answer.
 const BEHIND_MAX: u64 = 1000;
 

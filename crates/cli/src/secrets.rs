@@ -2,7 +2,7 @@
 //! open. Nothing here says what a value is, so the files can be checked in.
 //!
 //! ```text
-//! secrets/ENV/APP/NAME.json   {"NODE": "base64 of the sealed value", …}
+//! .bulkhead/secrets/ENV/APP/NAME.json   {"NODE": "base64 of the sealed value", …}
 //! ```
 //!
 //! An order pins, for each node, the digests of what lies here at that moment,
@@ -27,7 +27,7 @@ use std::{
 use zeroize::Zeroizing;
 
 /// The folder of sealed secrets, beside `fleet.toml`.
-pub const SECRETS: &str = "secrets";
+pub const SECRETS: &str = ".bulkhead/secrets";
 
 /// Sealed values by node, in base64.
 pub type Sealed = BTreeMap<NodeName, String>;

@@ -5,6 +5,9 @@
 //! | `bulkhead.toml` | in the current folder, or `--manifest FILE` |
 //! | `fleet.toml`, `policy.json`, `policy.json.sig` | in the current folder or the nearest parent that has a `fleet.toml`, or `--fleet DIR` |
 //!
+//! What the commands keep for the team lies in `.bulkhead` beside `fleet.toml`, to be checked in: policies that were in
+//! force, statements about images, sealed secrets, witnessed ends of audit logs. No image ever holds it.
+//!
 //! `policy.json.sig` is a JSON list of armoured SSHSIG signatures over the exact
 //! bytes of `policy.json`. The policy is verified before a word of it is used.
 
@@ -171,6 +174,22 @@ impl App {
         Ok(Self { directory: folder_of(&path), path, manifest })
     }
 
+    /// Demands that a file to be written is none that the next image would hold: in this app's folder only what is
+    /// below `.bulkhead` is never part of one.
+    ///
+    /// # Errors
+    /// It is.
+    pub fn must_be_outside(&self, file: &Path) -> Result<()> {
+        let (Ok(directory), Ok(folder)) = (folder_of(file).canonicalize(), self.directory.canonicalize()) else {
+            return Ok(());
+        };
+        if directory.starts_with(&folder) && !directory.starts_with(folder.join(".bulkhead")) {
+            let message = format!("{} is in the app's folder: it would be part of the next image", file.display());
+            return Err(Error::usage(message).hint("write it elsewhere, such as `../FILE` or `.bulkhead/FILE`"));
+        }
+        Ok(())
+    }
+
     /// Checks what the manifest says of an environment against the fleet.
     ///
     /// # Errors
@@ -292,7 +311,7 @@ impl FleetFiles {
     /// between them has replaced one alone.
     fn kept_signatures(&self, bytes: &[u8]) -> Option<Vec<String>> {
         let version = Policy::parse(bytes).ok()?.version;
-        let text = read_text(&self.directory.join("policies").join(format!("{version}.json"))).ok()?;
+        let text = read_text(&self.directory.join(".bulkhead/policies").join(format!("{version}.json"))).ok()?;
         let signed: SignedText = serde_json::from_str(&text).ok()?;
         (signed.text.as_bytes() == bytes).then_some(signed.signatures)
     }
@@ -334,7 +353,7 @@ impl FleetFiles {
             )));
         }
         for next in pinned.version + 1..version {
-            let step = read_text(&self.directory.join("policies").join(format!("{next}.json")))
+            let step = read_text(&self.directory.join(".bulkhead/policies").join(format!("{next}.json")))
                 .map_err(|error| refused(format!("version {next} before it is missing: {}", error.message)))?;
             let step: SignedText = serde_json::from_str(&step).map_err(|error| refused(error.to_string()))?;
             pinned = bulkhead_trust::accept_policy(step.text.as_bytes(), &step.signatures, &pinned)

@@ -52,7 +52,8 @@ const READ_ATTEMPTS: usize = 3;
 const READ_BUFFER_BYTES: usize = 256 << 10;
 
 /// Names that are never copied, at the top of the folder.
-const NEVER_AT_TOP: &[&str] = &["bulkhead.toml", "bulkhead.lock", "tools.lock", "fleet.toml", ".bulkheadignore"];
+const NEVER_AT_TOP: &[&str] =
+    &["bulkhead.toml", "bulkhead.lock", "tools.lock", "fleet.toml", ".bulkheadignore", ".bulkhead"];
 
 /// Why a folder cannot be scanned.
 #[derive(Debug, thiserror::Error)]
@@ -141,7 +142,8 @@ impl Excludes {
         if name == b".git" {
             return Some("always left out: .git".into());
         }
-        let is_ours = NEVER_AT_TOP.iter().any(|known| name == known.as_bytes()) || name.starts_with(b"policy.json");
+        let is_ours = NEVER_AT_TOP.iter().any(|known| name == known.as_bytes())
+            || [&b"policy.json"[..], b"policy.next.json"].iter().any(|known| name.starts_with(known));
         if is_top && is_ours {
             return Some("always left out: bulkhead's own files".into());
         }

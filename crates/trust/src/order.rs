@@ -399,7 +399,12 @@ impl Judge<'_> {
         {
             presented = format!("{presented}; {why}");
         }
-        Err(self.refuse(rule, &self.signed.environment.shown(), &presented))
+        let refusal = self.refuse(rule, &self.signed.environment.shown(), &presented);
+        let hint = refusal.hint.clone().unwrap_or_default();
+        Err(match rule {
+            Rule::NotGreen => refusal.hint(format!("{hint}; CI states an image green with `bulkhead ci mark`")),
+            _ => refusal,
+        })
     }
 
     fn meets(&self, demand: &Demand, colour: &Colour, standing: &Result<OrderId, String>) -> Option<Granted> {

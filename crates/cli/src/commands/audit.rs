@@ -22,7 +22,7 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 /// The folder of witnessed heads, beside `fleet.toml`.
-pub const WITNESS: &str = "witness";
+pub const WITNESS: &str = ".bulkhead/witness";
 
 /// Shows nodes' audit logs, and checks that nothing in them was changed or left out
 ///
@@ -47,7 +47,7 @@ pub struct AuditArgs {
     #[arg(long, value_name = "FILE")]
     pub export: Option<PathBuf>,
 
-    /// Signs with your key where the logs end now, and writes that to `witness/NODE.json` beside `fleet.toml`.
+    /// Signs with your key where the logs end now, and writes that to `.bulkhead/witness/NODE.json` beside `fleet.toml`.
     #[arg(long)]
     pub witness: bool,
 }

@@ -13,10 +13,7 @@ use bulkhead_image::{Finding, Report};
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 /// Builds the image: what goes in, what was left out and why, what the lint said
 ///
@@ -107,17 +104,6 @@ pub struct LeftOut {
     pub biggest: Vec<String>,
 }
 
-/// A pack in the app's own folder would be a file of the next image.
-fn outside(app: &App, file: &Path) -> Result<()> {
-    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let (Ok(directory), Ok(folder)) = (directory.canonicalize(), app.directory.canonicalize()) else { return Ok(()) };
-    if directory.starts_with(&folder) {
-        let message = format!("{} is in the app's folder: it would be part of the next image", file.display());
-        return Err(Error::usage(message).hint("write it elsewhere, such as `--pack ../notes.pack`"));
-    }
-    Ok(())
-}
-
 /// Builds and reports.
 ///
 /// # Errors
@@ -125,7 +111,7 @@ fn outside(app: &App, file: &Path) -> Result<()> {
 pub async fn run(context: &Context, args: &BuildArgs) -> Result<()> {
     let app = App::load(&context.places)?;
     if let Some(file) = &args.pack {
-        outside(&app, file)?;
+        app.must_be_outside(file)?;
     }
     let built = build_image(context, &app, args.locked).await?;
     let mut report = report(&app, &built.id.to_string(), &built.report);

@@ -15,6 +15,7 @@ use bulkhead_core::{
     statement::{NAMESPACE, Predicate, Statement, TestResult},
 };
 use bulkhead_fleet::sign::Signer;
+use bulkhead_trust::PublicKey;
 use bulkhead_wire::Paper;
 use clap::{Args, Subcommand};
 use schemars::JsonSchema;
@@ -35,7 +36,7 @@ enum CiCommand {
 /// Signs that an image is green, or red, with a green key
 ///
 /// Run it where no code of the project runs: whoever holds the green key can lie. The
-/// statement goes to `green/IMAGE.json` beside `fleet.toml`, and with `-e ENV` to that
+/// statement goes to `.bulkhead/green/IMAGE.json` beside `fleet.toml`, and with `-e ENV` to that
 /// environment's nodes, from where `bulkhead promote` takes it along.
 #[derive(Debug, Args)]
 pub struct MarkArgs {
@@ -134,6 +135,10 @@ async fn mark(context: &Context, args: &MarkArgs) -> Result<()> {
         String::from_utf8(bytes).map_err(|error| Error::during(Kind::Internal, "the statement is not text", &error))?;
     let signed = SignedText { text, signatures: vec![signature] };
     let path = keep_statement(&session.files.directory, image, signed.clone())?;
+    let is_signers = |key: &str| PublicKey::parse(key).is_ok_and(|key| key == *signer.public_key());
+    let may_bring = policy.holders(Role::Courier).any(|(_, key)| is_signers(&key.key));
+    let needs_courier = "the statement is made; to bring it as well, its key needs the role `courier` \
+        (`bulkhead key add NAME KEY --role courier`)";
     let mut failed = None;
     let mut nodes = Vec::new();
     if let Some(environment) = &args.environment {
@@ -147,7 +152,7 @@ async fn mark(context: &Context, args: &MarkArgs) -> Result<()> {
         for Answer { node, result } in answers {
             match result {
                 Ok(()) => nodes.push(node.to_string()),
-                Err(error) => failed = failed.or(Some(error)),
+                Err(error) => failed = failed.or(Some(if may_bring { error } else { error.hint(needs_courier) })),
             }
         }
     }

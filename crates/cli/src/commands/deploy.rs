@@ -61,6 +61,9 @@ pub async fn run(context: &Context, args: &DeployArgs) -> Result<()> {
     context.ui.must_be_able_to_ask(args.order.yes)?;
     check_message(&args.order)?;
     let app = App::load(&context.places)?;
+    if let Some(file) = args.order.draft.as_ref().or(args.order.order.as_ref()) {
+        app.must_be_outside(file)?;
+    }
     let files = FleetFiles::load(&context.places)?;
     let environment = &args.environment.environment;
     let nodes = app.nodes_in(&files, environment)?;

@@ -65,7 +65,7 @@ struct ValueArgs {
 ///
 /// The value is asked for at the terminal, or read from standard input (without a line feed at its end). It is
 /// encrypted here, to keys that never leave the nodes, and for this app, environment and name alone: what is written
-/// to `secrets/` can be checked in. Services get it with the next order: `bulkhead deploy`, or `secret rotate`.
+/// to `.bulkhead/secrets` can be checked in. Services get it with the next order: `bulkhead deploy`, or `secret rotate`.
 #[derive(Debug, Args)]
 struct SetArgs {
     #[command(flatten)]

@@ -43,7 +43,7 @@ pub struct StandingArgs {
     pub nodes: Vec<NodeName>,
 
     /// The file to write.
-    #[arg(long, value_name = "FILE", default_value = "standing.json")]
+    #[arg(long, value_name = "FILE", default_value = ".bulkhead/standing.json")]
     pub out: PathBuf,
 
     /// Goes on without a question.
@@ -71,6 +71,7 @@ pub struct StandingReport {
 pub async fn run(context: &Context, args: &StandingArgs) -> Result<()> {
     context.ui.must_be_able_to_ask(args.yes)?;
     let app = App::load(&context.places)?;
+    app.must_be_outside(&args.out)?;
     let files = FleetFiles::load(&context.places)?;
     let environment = &args.environment.environment;
     app.nodes_in(&files, environment)?;

@@ -103,7 +103,7 @@ fn a_policy_that_somebody_else_put_here_is_not_believed() {
         let command = format!("policy require -e {words} release --yes");
         says(&stranger.run_with_key(&command, "key"), 0, &format!("policy version {version}"));
     }
-    for name in ["policy.json", "policy.json.sig", "policies/2.json", "policies/3.json"] {
+    for name in ["policy.json", "policy.json.sig", ".bulkhead/policies/2.json", ".bulkhead/policies/3.json"] {
         folder.write(name, &stranger.read(name));
     }
     says(&folder.run("policy show"), 5, "does not follow from the one that this machine knows");
@@ -128,4 +128,41 @@ fn an_interruption_between_the_two_files_costs_nothing() {
     folder.write(new[1].0, &new[1].1);
     std::fs::remove_dir_all(folder.path().join("home")).unwrap();
     says(&folder.run("policy show"), 0, "policy version 1");
+}
+
+#[test]
+fn an_editor_that_changes_nothing_proposes_nothing() {
+    let folder = Folder::initialised();
+    let output = folder.command().env("EDITOR", "true").args(["policy", "edit", "--yes"]).output().unwrap();
+    says(&folder.ran(&output), 2, "nothing was changed");
+    assert!(!folder.path().join("policy.next.json").exists());
+}
+
+#[test]
+fn what_is_declined_is_not_proposed() {
+    let folder = Folder::initialised();
+    folder.key("bob");
+    let ask = "policy require -e canary release";
+    // Without a terminal nobody can be asked, and nothing may be left of the question.
+    says(&folder.run(ask), 2, "there is no terminal to ask at");
+    assert!(!folder.path().join("policy.next.json").exists());
+    // A proposal that others have signed survives a change that makes no sense.
+    says(&folder.run_with_key("key add bob bob.pub --role root --yes --only-propose", "key"), 0, "signed enough");
+    let before = folder.read("policy.next.json.sig");
+    says(&folder.run("policy require -e staging 9-release --yes"), 3, "demands 9 release keys");
+    assert_eq!(folder.read("policy.next.json.sig"), before);
+    says(&folder.run("policy push --yes"), 0, "policy version 2");
+}
+
+#[test]
+fn what_is_left_of_an_enacted_proposal_is_none() {
+    let folder = Folder::initialised();
+    says(&folder.run_with_key("policy require -e canary release --yes --only-propose", "key"), 0, "signed enough");
+    let left = ["policy.next.json", "policy.next.json.sig"].map(|name| (name, folder.read(name)));
+    says(&folder.run("policy push --yes"), 0, "policy version 2");
+    for (name, text) in &left {
+        folder.write(name, text);
+    }
+    says(&folder.run("policy push --yes"), 0, "policy version 2");
+    says(&folder.run("policy diff"), 3, "nothing is proposed");
 }

@@ -269,7 +269,17 @@ fn unchanged_files_are_not_read_again() {
 fn what_is_left_out() {
     let bed = Bed::new("exclude = [\"*.log\", \"!keep.log\", \"/build/\"]", "/app/server");
     bed.program("server").write(".bulkheadignore", "secret\n# comment\n").write(".gitignore", "node_modules\n");
-    for path in [".git/config", "sub/.git", "bulkhead.toml", "bulkhead.lock", "fleet.toml", "policy.json.sig"] {
+    for path in [
+        ".git/config",
+        "sub/.git",
+        "bulkhead.toml",
+        "bulkhead.lock",
+        "fleet.toml",
+        "policy.json.sig",
+        "policy.next.json",
+        "policy.next.json.sig",
+        ".bulkhead/green/a.json",
+    ] {
         bed.write(path, "x");
     }
     for path in ["a.log", "keep.log", "build/x", "sub/build/x", "secret", "node_modules/m/index.js", "sub/fleet.toml"] {
@@ -294,7 +304,7 @@ fn what_is_left_out() {
     let reason = |text: &str| built.report.omitted.iter().find(|omission| omission.reason.contains(text)).unwrap();
     assert_eq!(reason("*.log").count, 1);
     assert_eq!(reason("/build/").biggest[0].path, "build/");
-    assert_eq!(reason("own files").count, 5);
+    assert_eq!(reason("own files").count, 8);
 }
 
 #[test]

@@ -126,7 +126,7 @@ fn log(world: &World) -> Result<()> {
     ensure!(mode.trim() == "600 root\n700 root", "{mode}");
 
     audit(world, &["--witness"], 0)?;
-    let witness = fs::read_to_string(world.fleet().join("witness/stage-1.json"))?;
+    let witness = fs::read_to_string(world.fleet().join(".bulkhead/witness/stage-1.json"))?;
     ensure!(witness.matches("BEGIN SSH SIGNATURE").count() == 2, "{witness}");
 
     // Root of the node changes what was seen: each is noticed, and says where.

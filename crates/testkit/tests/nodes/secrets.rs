@@ -69,7 +69,7 @@ fn life(world: &World) -> Result<()> {
     let app = world.app("keeping", SERVE, &more)?;
     app.deploy("staging", 3)?.says("secret `TOKEN` of keeping has no value in staging")?;
     set(&app, "set", "staging", FIRST, 0)?.says("sealed to stage-1")?.says("taken as seen first")?;
-    let sealed = world.fleet().join("secrets/staging/keeping/TOKEN.json");
+    let sealed = world.fleet().join(".bulkhead/secrets/staging/keeping/TOKEN.json");
     ensure!(sealed.is_file(), "no sealed value is kept");
     app.deploy("staging", 0)?;
     reads(&app, "stage-1", FIRST)?;
@@ -133,11 +133,11 @@ fn life(world: &World) -> Result<()> {
     // Sealed for another app, or another node: refused by name, and nothing is touched.
     let good = fs::read(&sealed)?;
     set(&other, "set", "staging", "for another app", 0)?;
-    fs::copy(world.fleet().join("secrets/staging/nosy/TOKEN.json"), &sealed)?;
+    fs::copy(world.fleet().join(".bulkhead/secrets/staging/nosy/TOKEN.json"), &sealed)?;
     app.deploy("staging", 5)?.says("secret `TOKEN`: sealed for another node, app, environment or name")?;
     app.run(&["promote", "staging", "production", "--yes"])?.expect(3)?.says("has no value in production")?;
     set(&app, "set", "production", PRODUCTION, 0)?;
-    let of_production = fs::read_to_string(world.fleet().join("secrets/production/keeping/TOKEN.json"))?;
+    let of_production = fs::read_to_string(world.fleet().join(".bulkhead/secrets/production/keeping/TOKEN.json"))?;
     fs::write(&sealed, of_production.replace("prod-1", "stage-1"))?;
     app.deploy("staging", 5)?.says("secret `TOKEN`: sealed for another node, app, environment or name")?;
     let audit = world.on_node("stage-1", &["tail", "-n", "1", "/var/lib/bulkhead/audit.jsonl"])?;

@@ -195,7 +195,7 @@ fn green(world: &World) -> Result<()> {
     mark(world, &app, &ci, &["-e", "staging"])?.expect(0)?.says("is green")?;
     deploy_with(world, &app, "production", &ci, &[])?.expect(3)?.says("keys at hand give 0")?;
     // A person whose folder has no statement promotes what staging has.
-    fs::remove_dir_all(world.fleet().join("green"))?;
+    fs::remove_dir_all(world.fleet().join(".bulkhead/green"))?;
     app.run(&["promote", "staging", "production", "--yes"])?.expect(0)?;
     app.serves("prod-1", "1")?;
     let releases = app.run(&["releases", "-e", "production", "-o", "json"])?.expect(0)?;
@@ -205,14 +205,14 @@ fn green(world: &World) -> Result<()> {
     app.write("version.txt", "2")?;
     app.deploy("staging", 0)?;
     mark(world, &app, &ci, &["-e", "production", "--red"])?.expect(0)?.says("is red")?;
-    fs::remove_dir_all(world.fleet().join("green"))?;
+    fs::remove_dir_all(world.fleet().join(".bulkhead/green"))?;
     mark(world, &app, &ci, &[])?.expect(0)?;
     app.deploy("production", 5)?.says("marked red by ci")?;
     app.serves("prod-1", "1")?;
 
     // A statement by somebody else, and one about another image.
     app.write("version.txt", "3")?;
-    let statement = world.fleet().join("green");
+    let statement = world.fleet().join(".bulkhead/green");
     let forged = fs::read_dir(&statement)?.next().context("no statement")??.path();
     let text = fs::read_to_string(&forged)?;
     app.run(&["deploy", "-e", "production", "--yes", "--green", &forged.display().to_string()])?
