@@ -182,7 +182,7 @@ fn inside(world: &World) -> Result<()> {
     let absolute = app.folder.join("sub/x.pack").display().to_string();
     let aliased = alias.join("x.pack").display().to_string();
     for path in ["x.pack", "sub/x.pack", "./sub/../x.pack", &absolute, &aliased] {
-        app.run(&["build", "--pack", path])?.expect(2)?.says("is in the app's folder")?.says("--pack ../")?;
+        app.run(&["build", "--pack", path])?.expect(2)?.says("is in the app's folder")?.says("such as `../FILE`")?;
     }
     let left = [app.folder.join("x.pack"), app.folder.join("sub/x.pack")];
     ensure!(!left.iter().any(|path| path.exists()), "a pack was written");
