@@ -20,6 +20,7 @@ mod check;
 mod demo;
 mod fuzz;
 mod layers;
+mod mutants;
 mod paths;
 mod qemu;
 mod run;
@@ -55,6 +56,8 @@ enum Command {
     Windows(windows::WindowsArguments),
     /// Runs libFuzzer over every decoder of untrusted bytes, two minutes each.
     Fuzz(fuzz::FuzzArguments),
+    /// Changes the code that decides, one small change at a time, and demands that a test notices. Takes an hour.
+    Mutants(mutants::MutantsArguments),
     /// Writes the generated pages of `docs/` again.
     Docs,
 }
@@ -69,6 +72,7 @@ fn main() -> std::process::ExitCode {
         Command::Qemu(arguments) => qemu::qemu(&arguments),
         Command::Windows(arguments) => windows::windows(&arguments),
         Command::Fuzz(arguments) => fuzz::fuzz(&arguments),
+        Command::Mutants(arguments) => mutants::mutants(&arguments),
         Command::Docs => binaries::generate_docs(),
     };
     match result {

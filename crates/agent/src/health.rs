@@ -455,20 +455,9 @@ mod tests {
 
     fn spec(check: HealthCheck) -> ServiceSpec {
         ServiceSpec {
-            name: "web".parse().unwrap(),
-            command: vec!["node".into()],
-            workdir: "/".into(),
-            env: BTreeMap::new(),
             port: Some(3000),
             health: bulkhead_core::order::Health { check, within_ms: 700 },
-            volumes: vec![],
-            memory_max_bytes: None,
-            tasks_max: None,
-            cpu_percent: None,
-            jit: false,
-            drain_ms: 0,
-            stop_ms: 0,
-            secrets: std::collections::BTreeSet::new(),
+            ..ServiceSpec::new("web".parse().unwrap(), vec!["node".into()])
         }
     }
 

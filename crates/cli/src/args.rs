@@ -73,6 +73,7 @@ pub enum Command {
     Ps(commands::ps::PsArgs),
     Logs(commands::logs::LogsArgs),
     Audit(commands::audit::AuditArgs),
+    Attack(commands::attack::AttackArgs),
     Start(commands::start::StartArgs),
     Stop(commands::stop::StopArgs),
     Restart(commands::restart::RestartArgs),

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub mod attack;
 pub mod audit;
 pub mod build;
 pub mod ci;
@@ -48,6 +49,7 @@ pub async fn run(context: &Context, command: &Command) -> Result<()> {
         Command::Ps(args) => ps::run(context, args).await,
         Command::Logs(args) => logs::run(context, args).await,
         Command::Audit(args) => audit::run(context, args).await,
+        Command::Attack(args) => attack::run(context, args).await,
         Command::Start(args) => start::run(context, args).await,
         Command::Stop(args) => stop::run(context, args).await,
         Command::Restart(args) => restart::run(context, args).await,

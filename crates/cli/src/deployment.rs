@@ -77,7 +77,7 @@ pub fn fallback(proof: &Proof, present: &[Present]) -> BTreeSet<RunId> {
             (None, KnownBy::Remembered) => (present.image?, present.services.clone()?),
             _ => return None,
         };
-        Some(Run { image, services, source: None, origin: None, fallback: BTreeSet::new() }.id())
+        Some(Run::new(image, services).id())
     };
     // Each node lets in what is live there; what another has would keep this order from it.
     let all: Option<BTreeSet<RunId>> = present.iter().map(run).collect();

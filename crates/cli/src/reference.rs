@@ -5,6 +5,7 @@
 use crate::{
     args::Cli,
     commands::{
+        attack::AttackReport,
         audit::AuditReport,
         build::BuildReport,
         ci::MarkReport,
@@ -81,6 +82,7 @@ fn shape_of(command: &str) -> Option<Schema> {
         "logs" => schema_for!(ShownLine),
         "secret set" | "secret rm" => schema_for!(SecretReport),
         "secret ls" => schema_for!(SecretLsReport),
+        "attack" => schema_for!(AttackReport),
         "audit" => schema_for!(AuditReport),
         "open" => schema_for!(OpenReport),
         "look" => schema_for!(LookReport),

@@ -222,11 +222,16 @@ impl Session {
         self.targets_as(nodes, As::Courier)
     }
 
+    /// How a node is reached as this account.
+    ///
+    /// # Errors
+    /// An SSH setting makes no sense.
+    pub fn target(&self, name: &NodeName, node: &FleetNode, who: As) -> Result<Target> {
+        resolve_as(name, node, &self.ssh, who.account()).map_err(|error| Error::of(Kind::Configuration, &error))
+    }
+
     fn targets_as(&self, nodes: &[(NodeName, FleetNode)], who: As) -> Result<Vec<Target>> {
-        let target = |(name, node): &(NodeName, FleetNode)| {
-            resolve_as(name, node, &self.ssh, who.account()).map_err(|error| Error::of(Kind::Configuration, &error))
-        };
-        nodes.iter().map(target).collect()
+        nodes.iter().map(|(name, node)| self.target(name, node, who)).collect()
     }
 
     /// Asks nodes the same, all at once, each over a connection of its own that
@@ -339,8 +344,7 @@ impl Session {
     /// # Errors
     /// The node cannot be reached.
     pub async fn connect(&self, name: &NodeName, node: &FleetNode, who: As) -> Result<NodeClient> {
-        let target =
-            resolve_as(name, node, &self.ssh, who.account()).map_err(|error| Error::of(Kind::Configuration, &error))?;
+        let target = self.target(name, node, who)?;
         NodeClient::connect(&target, &self.identities, self.timeouts).await.map_err(|error| node_error(&error))
     }
 

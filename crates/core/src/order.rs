@@ -150,6 +150,12 @@ pub struct Run {
 }
 
 impl Run {
+    /// These services from this image, of which nothing else is said.
+    #[must_use]
+    pub fn new(image: ImageId, services: Vec<ServiceSpec>) -> Self {
+        Self { image, services, source: None, origin: None, fallback: BTreeSet::new() }
+    }
+
     /// The id of what runs: of image and services, in this very order, and not of where they came from.
     ///
     /// # Panics
@@ -421,6 +427,27 @@ pub(crate) fn check_services(services: &[ServiceSpec]) -> Result<(), String> {
 }
 
 impl ServiceSpec {
+    /// A service with the manifest's defaults, that listens on nothing and is given nothing.
+    #[must_use]
+    pub fn new(name: ServiceName, command: Vec<String>) -> Self {
+        Self {
+            name,
+            command,
+            workdir: "/".into(),
+            env: BTreeMap::new(),
+            port: None,
+            health: Health { check: HealthCheck::StaysUp, within_ms: 30_000 },
+            volumes: vec![],
+            memory_max_bytes: None,
+            tasks_max: None,
+            cpu_percent: None,
+            jit: false,
+            drain_ms: 10_000,
+            stop_ms: 10_000,
+            secrets: BTreeSet::new(),
+        }
+    }
+
     /// Unit files are lines of text, so nothing that reaches them may hold a
     /// control character; all else is quoted by the writer of units.
     fn check(&self) -> Result<(), String> {

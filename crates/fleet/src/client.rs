@@ -12,7 +12,7 @@ use crate::{
 use bulkhead_core::{AppName, ImageId, ServiceName, image::DOCUMENT_MAX_BYTES};
 use bulkhead_wire::{
     Ask, Bring, COMMAND, DATA_MAX_BYTES, Done, Enforced, Event, Failure, LogLine, Look, NodeStatus, PROTOCOL, Paper,
-    Release, Request, SignedText, View,
+    Release, Request, SignedText, Submit, View,
 };
 use std::{
     collections::VecDeque,
@@ -317,15 +317,28 @@ impl NodeClient {
     /// See [`NodeError`]; the node refuses it.
     pub async fn bring(&self, paper: Paper, document: &SignedText) -> Result<(), NodeError> {
         let bring = Bring { paper, signatures: document.signatures.clone() };
-        let mut conversation = self.begin(Ask::Bring(bring)).await?;
+        self.ask_with(Ask::Bring(bring), document.text.as_bytes()).await.map(drop)
+    }
+
+    /// Submits an order that brings no image, for whoever wants nothing but the answer; [`crate::push`] does the rest.
+    ///
+    /// # Errors
+    /// See [`NodeError`]; the node refuses it.
+    pub async fn submit(&self, submit: Submit, order: &[u8]) -> Result<Done, NodeError> {
+        self.ask_with(Ask::Submit(submit), order).await
+    }
+
+    /// A request with one short stream, answered by its end.
+    async fn ask_with(&self, ask: Ask, stream: &[u8]) -> Result<Done, NodeError> {
+        let mut conversation = self.begin(ask).await?;
         let sending = async {
-            conversation.outgoing.data(document.text.as_bytes()).await?;
+            conversation.outgoing.data(stream).await?;
             conversation.outgoing.end().await?;
             conversation.outgoing.flush().await
         };
         // Where the node answers before it has all, its answer says why.
         drop(sending.await);
-        conversation.each(|_| false).await.map(drop)
+        conversation.each(|event| matches!(event, Event::Step(_))).await
     }
 
     /// Releases of an app (or of all), oldest first. Where the node was made ready for an order it is asked on that
@@ -639,6 +652,15 @@ impl Conversation {
             Some(Event::Failed(failure)) => Err(self.failed(failure)),
             Some(event) => Ok(event),
         }
+    }
+
+    /// Takes whatever comes up to the end, each thing within this time.
+    ///
+    /// # Errors
+    /// The node said no, or said nothing for so long.
+    pub async fn finish(mut self, patience: Duration) -> Result<Done, NodeError> {
+        self.idle = patience;
+        self.each(|_| true).await
     }
 
     /// Takes every event up to [`Event::Done`]; `take` says whether it expected the event.

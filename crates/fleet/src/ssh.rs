@@ -9,6 +9,7 @@
 //! - Waiting is bounded: connecting by [`Timeouts::connect`], a silent connection
 //!   by keepalives.
 
+pub mod attempt;
 mod channel;
 mod stream;
 mod target;

@@ -99,20 +99,14 @@ fn order(bytes: &[u8]) -> bool {
 
 fn service() -> Option<ServiceSpec> {
     Some(ServiceSpec {
-        name: "web".parse().ok()?,
-        command: vec!["node".into(), "server.js".into()],
         workdir: "/app".into(),
         env: BTreeMap::from([("A".into(), "b".into())]),
         port: Some(3000),
         health: Health { check: HealthCheck::Http { path: "/health".into() }, within_ms: 1000 },
-        volumes: vec![],
         memory_max_bytes: Some(1 << 20),
-        tasks_max: None,
-        cpu_percent: None,
         jit: true,
-        drain_ms: 0,
-        stop_ms: 0,
         secrets: BTreeSet::from(["token".parse().ok()?]),
+        ..ServiceSpec::new("web".parse().ok()?, vec!["node".into(), "server.js".into()])
     })
 }
 

@@ -280,34 +280,15 @@ fn settle_one(paths: &Paths, app: &App, is_doubtful: bool) -> Result<bool, Strin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bulkhead_core::{
-        ImageId,
-        order::{Health, HealthCheck},
-    };
-    use std::collections::BTreeMap;
+    use bulkhead_core::ImageId;
 
     fn spec(name: &str) -> ServiceSpec {
-        ServiceSpec {
-            name: name.parse().unwrap(),
-            command: vec!["x".into()],
-            workdir: "/".into(),
-            env: BTreeMap::new(),
-            port: None,
-            health: Health { check: HealthCheck::StaysUp, within_ms: 1 },
-            volumes: vec![],
-            memory_max_bytes: None,
-            tasks_max: None,
-            cpu_percent: None,
-            jit: false,
-            drain_ms: 0,
-            stop_ms: 0,
-            secrets: std::collections::BTreeSet::new(),
-        }
+        ServiceSpec::new(name.parse().unwrap(), vec!["x".into()])
     }
 
     fn run(services: &[&str]) -> Run {
         let services = services.iter().map(|name| spec(name)).collect();
-        Run { image: ImageId([0; 32]), services, source: None, origin: None, fallback: BTreeSet::new() }
+        Run::new(ImageId([0; 32]), services)
     }
 
     fn live(release: u64, stopped: &[&str]) -> Live {

@@ -4,7 +4,7 @@ use crate::{Sshd, gate, timeouts};
 use bulkhead_core::{
     FileDigest, NodeName, Timestamp,
     image::{Entry, Image, ImageConfig, Node},
-    order::{Action, Health, HealthCheck, Order, Run, ServiceSpec, Target},
+    order::{Action, Order, Run, ServiceSpec, Target},
     verity,
 };
 use bulkhead_fleet::{
@@ -152,22 +152,7 @@ impl Bed {
 }
 
 fn order(targets: BTreeMap<NodeName, Target>, image: bulkhead_core::ImageId) -> Order {
-    let service = ServiceSpec {
-        name: "web".parse().unwrap(),
-        command: vec!["web".into()],
-        workdir: "/".into(),
-        env: BTreeMap::new(),
-        port: None,
-        health: Health { check: HealthCheck::StaysUp, within_ms: 1000 },
-        volumes: vec![],
-        memory_max_bytes: None,
-        tasks_max: None,
-        cpu_percent: None,
-        jit: false,
-        drain_ms: 0,
-        stop_ms: 0,
-        secrets: std::collections::BTreeSet::new(),
-    };
+    let service = ServiceSpec::new("web".parse().unwrap(), vec!["web".into()]);
     Order {
         format: 1,
         fleet: "fleet".parse().unwrap(),
@@ -177,13 +162,7 @@ fn order(targets: BTreeMap<NodeName, Target>, image: bulkhead_core::ImageId) -> 
         issued: Timestamp(0),
         not_after: Timestamp(1),
         policy: 1,
-        action: Action::Run(Run {
-            image,
-            services: vec![service],
-            source: None,
-            origin: None,
-            fallback: std::collections::BTreeSet::new(),
-        }),
+        action: Action::Run(Run::new(image, vec![service])),
         break_glass: None,
         message: None,
     }

@@ -5,6 +5,7 @@
 //! `libtest-mimic`, so that the fleets are taken down after the last test,
 //! whatever came of it.
 
+mod attack;
 mod audit;
 mod broken;
 mod cases;
@@ -97,6 +98,7 @@ fn main() -> ExitCode {
             .and_then(|world| older::bookworm(&world))
             .map_err(|error| Failed::from(format!("{error:#}")))
     }));
+    all.extend(alone("attack", "stage-1=staging,prod-1=production", attack::TESTS));
     all.extend(alone("audit", "stage-1=staging", audit::TESTS));
     all.extend(alone("secrets", "stage-1=staging,prod-1=production", secrets::TESTS));
     let conclusion = libtest_mimic::run(&arguments, all);

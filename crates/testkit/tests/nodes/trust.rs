@@ -66,7 +66,7 @@ fn at_hand(world: &World, key: Option<&Path>) -> Result<()> {
 }
 
 /// Bob with a release key, CI with a green one, and production that takes "green and one of us".
-fn people(world: &World) -> Result<(PathBuf, PathBuf)> {
+pub(crate) fn people(world: &World) -> Result<(PathBuf, PathBuf)> {
     let ((bob, _), (ci, _)) = (key(world, "bob")?, key(world, "ci")?);
     let public = |key: &Path| format!("{}.pub", key.display());
     fleet(world, &["key", "add", "bob", &public(&bob), "--yes"])?.expect(0)?;
