@@ -272,6 +272,7 @@ fn send_audit(paths: &Paths, peer: &mut Peer, from: u64) -> Result<(), Box<Failu
 
 fn releases(paths: &Paths, peer: &mut Peer, app: Option<AppName>) -> Result<(), Box<Failure>> {
     let images = open_store(paths)?.images().or_fail()?;
+    let policy = papers::policy(paths).or_fail()?;
     let apps = match app {
         Some(name) => vec![state::App::new(paths, name)],
         None => state::apps(paths).or_fail()?,
@@ -279,7 +280,7 @@ fn releases(paths: &Paths, peer: &mut Peer, app: Option<AppName>) -> Result<(), 
     for app in apps {
         for mut release in app.releases(&images).or_fail()? {
             if let Some(image) = release.image {
-                release.statements = papers::statements(paths, image).or_fail()?;
+                release.statements = papers::statements(paths, &policy, app.name(), image).or_fail()?;
             }
             peer.send(&Event::Release(release)).or_fail()?;
         }

@@ -4,15 +4,17 @@
 //! ```text
 //! policy/lock                   flock; held while any of these is changed
 //! policy/signed.json            the policy that is enforced
-//! policy/revocations/ID.json    what must not be started, as release and green keys said since that policy
+//! policy/revocations/KEY.ID.json  what must not be started, as release and green keys said since that policy
 //! policy/heartbeat.json         the newest
 //! policy/ending                 there while sessions of keys that were taken away may still be open
-//! policy/statements/IMAGE/ID.json
+//! policy/statements/KEY.COLOUR.APP.IMAGE.json   the newest that this key signed
 //! ```
 //!
 //! Invariants:
 //! - One file holds a document and its signatures, so replacing it is one rename.
 //! - Of a document only those signatures are kept that count.
+//! - **Every key has room of its own.** What one key signs, captured or not, takes no place from what another did.
+//! - A red mark is forgotten for other red marks of its own key alone, and no mark for those of other keys.
 //! - A revocation stays, whoever's key goes: to forbid is not undone by a change of keys. Once a policy lists the
 //!   same, its file goes.
 //! - The policy decides who may connect: the accounts' key files follow from it, and are brought in line again by
@@ -24,11 +26,11 @@ use crate::{
     state::Paths,
 };
 use bulkhead_core::{
-    ImageId, SignedText, Timestamp,
+    AppName, ImageId, PersonName, SignedText, StatementId, Timestamp,
     digest::{hex, sha256},
-    notice::{HEARTBEAT_NAMESPACE, Heartbeat, REVOCATION_NAMESPACE, REVOKED_MAX, Revocation, Revoked},
-    policy::{NAMESPACE as POLICY_NAMESPACE, Policy, key_blob},
-    statement::{NAMESPACE as STATEMENT_NAMESPACE, STATEMENTS_MAX},
+    notice::{HEARTBEAT_NAMESPACE, Heartbeat, REVOCATION_NAMESPACE, Revocation, Revoked},
+    policy::{NAMESPACE as POLICY_NAMESPACE, Policy, Role, key_blob},
+    statement::{NAMESPACE as STATEMENT_NAMESPACE, Statement, TestResult},
 };
 use bulkhead_trust::{
     PublicKey, Refusal, Rule, accept_policy,
@@ -44,10 +46,16 @@ use std::{
     fs::{self, DirBuilder, File},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
-/// Images about which a node keeps statements: more than it ever holds. Beyond, the oldest go.
-const STATED_IMAGES_MAX: usize = 1024;
+/// What a node keeps of revocations in all: it shows them in one message, together with its policy and heartbeat.
+const REVOCATIONS_MAX_BYTES: u64 = 1 << 20;
+/// The keys that may revoke have equal parts of that, and none more than this part: as if there were so many at least.
+const REVOKERS_MIN: usize = 8;
+/// Marks of a colour that a node keeps of one key: more than it ever holds images. Beyond, that key's oldest of the
+/// same colour go.
+const MARKS_MAX: usize = 1024;
 /// sshd reads an account's keys with the account's own rights.
 const KEY_FILE_MODE: u32 = 0o644;
 
@@ -187,16 +195,41 @@ pub fn enforced(paths: &Paths) -> Result<Enforced, FileError> {
     })
 }
 
-/// What was stated about an image.
+/// What the policy's green keys stated about an app's image.
 ///
 /// # Errors
 /// It cannot be read.
-pub fn statements(paths: &Paths, image: ImageId) -> Result<Vec<SignedText>, FileError> {
-    let mut all = Vec::new();
-    for path in listed(&directory(paths).join("statements").join(image.to_string()))? {
-        all.extend(signed(&path)?);
+pub fn statements(paths: &Paths, policy: &Policy, app: &AppName, image: ImageId) -> Result<Vec<SignedText>, FileError> {
+    let mut all: Vec<SignedText> = Vec::new();
+    let keys = policy.holders(Role::Green).filter_map(|(_, key)| PublicKey::parse(&key.key).ok());
+    for (key, result) in keys.flat_map(|key| TestResult::ALL.map(|result| (key.clone(), result))) {
+        let Some(found) = signed(&mark(paths, &key, result, app, image))? else { continue };
+        match all.iter_mut().find(|known| known.text == found.text) {
+            // Two keys signed the same.
+            Some(known) => known.signatures.extend(found.signatures),
+            None => all.push(found),
+        }
     }
     Ok(all)
+}
+
+fn marks(paths: &Paths) -> PathBuf {
+    directory(paths).join("statements")
+}
+
+fn mark(paths: &Paths, key: &PublicKey, result: TestResult, app: &AppName, image: ImageId) -> PathBuf {
+    marks(paths).join(format!("{}.{}.{app}.{image}.json", owner(key), result.colour()))
+}
+
+/// How files name a key.
+fn owner(key: &PublicKey) -> String {
+    hex(&sha256(key.to_openssh().as_bytes()))
+}
+
+/// The keys that a policy gives these holders.
+fn keys_of<'a>(policy: &'a Policy, holders: &'a [String]) -> impl Iterator<Item = PublicKey> + 'a {
+    let names = holders.iter().filter_map(|holder| holder.parse::<PersonName>().ok());
+    names.filter_map(|name| PublicKey::parse(&policy.keys.get(&name)?.key).ok())
 }
 
 /// Puts on record what is about to be taken in: without that it is not.
@@ -244,6 +277,7 @@ pub fn settle(paths: &Paths, end: impl FnOnce(&Policy)) -> Result<(), FileError>
     let _lock = lock(paths)?;
     let policy = policy(paths)?;
     follow(paths, &policy)?;
+    forget_strangers(paths, &policy)?;
     if ending(paths).exists() {
         end(&policy);
         durable::remove(&ending(paths))?;
@@ -299,6 +333,11 @@ fn counted<const N: usize>(document: SignedText, namespace: &'static str, polici
         .flat_map(|policy| policy.keys.values().map(|key| &key.key).chain(&policy.root.keys))
         .filter_map(|key| PublicKey::parse(key).ok())
         .collect();
+    signed_by(document, namespace, &known)
+}
+
+/// A document with the good signatures of these keys, one of each.
+fn signed_by(document: SignedText, namespace: &'static str, known: &BTreeSet<PublicKey>) -> SignedText {
     let mut seen = BTreeSet::new();
     let SignedText { text, mut signatures } = document;
     signatures.truncate(SIGNATURES_MAX);
@@ -329,26 +368,55 @@ fn follow(paths: &Paths, policy: &Policy) -> Result<(), FileError> {
 }
 
 fn bring_revocation(paths: &Paths, document: SignedText, record: &Record<'_>) -> Result<Brought, BringError> {
-    let papers = load(paths)?;
-    let verified = verify_revocation(document.text.as_bytes(), &document.signatures, &papers.policy)?;
+    let policy = policy(paths)?;
+    let verified = verify_revocation(document.text.as_bytes(), &document.signatures, &policy)?;
     let revocation = verified.value();
     let directory = directory(paths).join("revocations");
     make_private(&directory)?;
-    let path = directory.join(name(&document.text));
+    let name = name(&document.text);
+    let kept = listed(&directory)?;
     let what = format!("{} revoked: {}", revocation.revoked.len(), revocation.reason);
-    let brought = Brought { signers: verified.signers().to_vec(), what, already: path.exists() };
+    let already = kept.iter().any(|path| path.to_string_lossy().ends_with(&name));
+    let brought = Brought { signers: verified.signers().to_vec(), what, already };
     if !brought.already {
-        let document = counted(document.clone(), REVOCATION_NAMESPACE, [&papers.policy]);
-        let mut all = papers.revoked;
-        all.extend(&revocation.revoked);
-        if all.len() > REVOKED_MAX || listed(&directory)?.len() >= REVOKED_MAX {
-            let refusal = Refusal::new(Rule::Malformed, format!("a node keeps at most {REVOKED_MAX} revocations"));
-            return Err(refusal.hint("list them in a policy instead").into());
-        }
+        let document = counted(document, REVOCATION_NAMESPACE, [&policy]);
+        let owner = with_room(&policy, &brought.signers, &kept, &document)?;
         record(&brought)?;
-        durable::write_json(&path, &document)?;
+        durable::write_json(&directory.join(format!("{owner}.{name}")), &document)?;
     }
     Ok(brought)
+}
+
+/// Whose room a revocation takes: that of the first of its signers who has so much left.
+fn with_room(
+    policy: &Policy,
+    signers: &[String],
+    kept: &[PathBuf],
+    document: &SignedText,
+) -> Result<String, BringError> {
+    let used = |prefix: &str| -> Result<u64, FileError> {
+        let own = kept.iter().filter(|path| begins(path, prefix));
+        own.map(|path| fs::metadata(path).map(|found| found.len()).map_err(FileError::io("examine", path))).sum()
+    };
+    let revokers =
+        policy.keys.values().filter(|key| [Role::Release, Role::Green].iter().any(|r| key.roles.contains(r)));
+    let share = REVOCATIONS_MAX_BYTES / revokers.count().max(REVOKERS_MIN) as u64;
+    let needed = serde_json::to_vec(document).map_or(u64::MAX, |bytes| bytes.len() as u64);
+    if used("")?.saturating_add(needed) <= REVOCATIONS_MAX_BYTES {
+        for key in keys_of(policy, signers) {
+            let owner = owner(&key);
+            if used(&owner)?.saturating_add(needed) <= share {
+                return Ok(owner);
+            }
+        }
+    }
+    let message = format!(
+        "there is no room for a revocation of {needed} bytes by {}: a node keeps {share} bytes of each key, and \
+         {REVOCATIONS_MAX_BYTES} in all",
+        signers.join(", ")
+    );
+    let hint = "list what is to stay revoked in the policy, which makes room: `revoked` in `bulkhead policy edit`";
+    Err(Refusal::new(Rule::Malformed, message).hint(hint).into())
 }
 
 fn bring_heartbeat(paths: &Paths, document: SignedText, now: Timestamp) -> Result<Brought, BringError> {
@@ -364,47 +432,79 @@ fn bring_heartbeat(paths: &Paths, document: SignedText, now: Timestamp) -> Resul
     Ok(Brought { signers: verified.signers().to_vec(), what: format!("of {issued}"), already })
 }
 
+/// Of each key the newest is kept that it signed about an app's image, green and red apart: so it says no more than it
+/// means, however often it speaks. One that was revoked gives its place up to any that was not.
 fn bring_statement(
     paths: &Paths,
     document: SignedText,
     now: Timestamp,
     record: &Record<'_>,
 ) -> Result<Brought, BringError> {
-    let policy = policy(paths)?;
+    let Papers { policy, revoked, .. } = load(paths)?;
     let verified = verify_statement(&document, &policy, now)?;
     let statement = verified.value();
-    let all = directory(paths).join("statements");
-    let directory = all.join(statement.image.to_string());
-    make_private(&directory)?;
-    let path = directory.join(name(&document.text));
-    let what = format!("image {} of `{}` is {}", statement.image.short(), statement.app, statement.colour());
-    let brought = Brought { signers: verified.signers().to_vec(), what, already: path.exists() };
-    if !brought.already {
-        let document = counted(document.clone(), STATEMENT_NAMESPACE, [&policy]);
-        if listed(&directory)?.len() >= STATEMENTS_MAX {
-            let message = format!("there are {STATEMENTS_MAX} statements about image {}", statement.image.short());
-            return Err(Refusal::new(Rule::Malformed, message).into());
+    let counts = |signed: &SignedText| {
+        let id = StatementId::of(signed.text.as_bytes());
+        ![&revoked, &policy.revoked].iter().any(|revoked| revoked.statements.contains(&id))
+    };
+    let rank = (counts(&document), statement.predicate.issued);
+    let mut new = Vec::new();
+    for key in keys_of(&policy, verified.signers()) {
+        let path = mark(paths, &key, statement.predicate.result, &statement.app, statement.image);
+        let is_new = match signed(&path)? {
+            None => true,
+            Some(kept) => {
+                let issued = Statement::parse(kept.text.as_bytes()).map_err(|what| damaged(&path, what))?;
+                (counts(&kept), issued.predicate.issued) < rank
+            }
+        };
+        if is_new {
+            new.push((path, key));
         }
-        record(&brought)?;
-        durable::write_json(&path, &document)?;
-        forget_oldest(&all, &directory)?;
+    }
+    let what = format!("image {} of `{}` is {}", statement.image.short(), statement.app, statement.colour());
+    let brought = Brought { signers: verified.signers().to_vec(), what, already: new.is_empty() };
+    if brought.already {
+        return Ok(brought);
+    }
+    make_private(&marks(paths))?;
+    record(&brought)?;
+    for (path, key) in new {
+        let prefix = format!("{}.{}.", owner(&key), statement.colour());
+        durable::write_json(&path, &signed_by(document.clone(), STATEMENT_NAMESPACE, &[key].into()))?;
+        forget_oldest(&marks(paths), &prefix, &path)?;
     }
     Ok(brought)
 }
 
-/// Keeps what came for an image last, and so many others.
-fn forget_oldest(all: &Path, but: &Path) -> Result<(), FileError> {
-    let entries = fs::read_dir(all).map_err(FileError::io("list", all))?;
-    let mut dated: BTreeSet<(std::time::SystemTime, PathBuf)> = entries
-        .filter_map(|entry| {
-            let entry = entry.ok()?;
-            Some((entry.metadata().ok()?.modified().ok()?, entry.path()))
-        })
-        .filter(|(_, path)| path != but)
-        .collect();
-    while dated.len() >= STATED_IMAGES_MAX {
+/// Keeps the mark that came last, and so many others whose names begin like its own.
+fn forget_oldest(directory: &Path, prefix: &str, but: &Path) -> Result<(), FileError> {
+    let mut others = listed(directory)?;
+    others.retain(|path| path != but && begins(path, prefix));
+    if others.len() < MARKS_MAX {
+        return Ok(());
+    }
+    let dated = others.into_iter().filter_map(|path| Some((fs::metadata(&path).ok()?.modified().ok()?, path)));
+    let mut dated: BTreeSet<(SystemTime, PathBuf)> = dated.collect();
+    while dated.len() >= MARKS_MAX {
         if let Some((_, path)) = dated.pop_first() {
-            durable::remove_tree(&path)?;
+            durable::remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn begins(path: &Path, prefix: &str) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(prefix))
+}
+
+/// Forgets the marks of keys that the policy lets say nothing about images any more.
+fn forget_strangers(paths: &Paths, policy: &Policy) -> Result<(), FileError> {
+    let keys = policy.holders(Role::Green).filter_map(|(_, key)| PublicKey::parse(&key.key).ok());
+    let owners: Vec<String> = keys.map(|key| owner(&key)).collect();
+    for path in listed(&marks(paths))? {
+        if !owners.iter().any(|owner| begins(&path, owner)) {
+            durable::remove(&path)?;
         }
     }
     Ok(())
@@ -413,24 +513,205 @@ fn forget_oldest(all: &Path, but: &Path) -> Result<(), FileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::{Duration, SystemTime};
+    use bulkhead_core::{
+        policy::{Key, Root},
+        statement::Predicate,
+    };
+    use bulkhead_trust::PrivateKey;
+    use std::collections::BTreeMap;
+
+    const NOW: Timestamp = Timestamp(1_000_000);
+
+    fn person(seed: u8) -> PrivateKey {
+        PrivateKey::from_seed([seed; 32])
+    }
+
+    /// A node whose policy has these keys with these roles; the first is its root.
+    fn node(keys: &[(&str, &PrivateKey, Role)]) -> (tempfile::TempDir, Paths) {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::new(root.path());
+        make_private(&directory(&paths)).unwrap();
+        pin(&paths, keys);
+        (root, paths)
+    }
+
+    fn pin(paths: &Paths, keys: &[(&str, &PrivateKey, Role)]) {
+        let entry = |(name, key, role): &(&str, &PrivateKey, Role)| {
+            let key = Key { key: key.public_key().to_openssh(), roles: [*role].into(), verify_user: false };
+            (name.parse().unwrap(), key)
+        };
+        let policy = Policy {
+            format: 1,
+            fleet: "acme".parse().unwrap(),
+            version: 1,
+            root: Root { threshold: 1, keys: vec![keys[0].1.public_key().to_openssh()], verify_user: false },
+            keys: keys.iter().map(entry).collect(),
+            environments: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            revoked: Revoked::default(),
+        };
+        let text = String::from_utf8(policy.to_bytes()).unwrap();
+        let document = SignedText { text, signatures: vec![] };
+        durable::write_json(&directory(paths).join("signed.json"), &document).unwrap();
+    }
+
+    fn document(bytes: Vec<u8>, namespace: &str, keys: &[&PrivateKey]) -> SignedText {
+        let signatures = keys.iter().map(|key| key.sign(namespace, &bytes)).collect();
+        SignedText { text: String::from_utf8(bytes).unwrap(), signatures }
+    }
+
+    fn id(image: u16) -> ImageId {
+        ImageId(sha256(&image.to_be_bytes()))
+    }
+
+    fn stated(image: u16, result: TestResult, issued: i64, keys: &[&PrivateKey]) -> SignedText {
+        let word = || "x".to_owned();
+        let statement = Statement {
+            app: "notes".parse().unwrap(),
+            image: id(image),
+            predicate: Predicate {
+                result,
+                fleet: "acme".parse().unwrap(),
+                repository: word(),
+                commit: word(),
+                builder: word(),
+                issued: NOW.plus_s(issued),
+            },
+        };
+        document(statement.to_bytes(), STATEMENT_NAMESPACE, keys)
+    }
+
+    /// Whether it was new.
+    fn brings(paths: &Paths, paper: Paper, document: &SignedText) -> Result<bool, BringError> {
+        bring(paths, paper, document.clone(), NOW, &|_| Ok(())).map(|brought| !brought.already)
+    }
+
+    fn known(paths: &Paths, image: u16) -> Vec<(String, usize)> {
+        let found = statements(paths, &policy(paths).unwrap(), &"notes".parse().unwrap(), id(image)).unwrap();
+        found
+            .into_iter()
+            .map(|it| (Statement::parse(it.text.as_bytes()).unwrap().colour().to_owned(), it.signatures.len()))
+            .collect()
+    }
 
     #[test]
-    fn the_oldest_statements_go() {
-        let root = tempfile::tempdir().unwrap();
-        for number in 0..STATED_IMAGES_MAX + 2 {
-            let path = root.path().join(number.to_string());
-            fs::create_dir(&path).unwrap();
-            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(number as u64);
-            File::open(&path).unwrap().set_modified(time).unwrap();
+    fn of_each_key_the_newest_mark_is_kept() {
+        let (ci, builder) = (person(1), person(2));
+        let (_root, paths) = node(&[("ci", &ci, Role::Green), ("builder", &builder, Role::Green)]);
+        let state = |document: &SignedText| brings(&paths, Paper::Statement, document).unwrap();
+        let (passed, failed) = (TestResult::Passed, TestResult::Failed);
+        assert!(state(&stated(7, passed, 0, &[&ci])));
+        assert!(!state(&stated(7, passed, 0, &[&ci])), "the same");
+        assert!(!state(&stated(7, passed, -1, &[&ci])), "older");
+        assert!(state(&stated(7, passed, 1, &[&ci])));
+        assert!(state(&stated(7, failed, 0, &[&ci])), "another colour");
+        assert_eq!(known(&paths, 7), [("green".into(), 1), ("red".into(), 1)]);
+        // What two signed is theirs both, and each one's newest by itself.
+        assert!(state(&stated(7, passed, 2, &[&ci, &builder])));
+        assert_eq!(known(&paths, 7), [("green".into(), 2), ("red".into(), 1)]);
+        assert!(state(&stated(7, passed, 3, &[&builder])));
+        assert_eq!(known(&paths, 7), [("green".into(), 1), ("green".into(), 1), ("red".into(), 1)]);
+        assert_eq!(known(&paths, 8), []);
+        // A key that is green no more has no marks.
+        pin(&paths, &[("builder", &builder, Role::Green), ("ci", &ci, Role::Release)]);
+        assert_eq!(known(&paths, 7), [("green".into(), 1)]);
+        fs::create_dir_all(paths.etc.join("keys")).unwrap();
+        settle(&paths, |_| ()).unwrap();
+        assert_eq!(listed(&marks(&paths)).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_key_crowds_out_nobodys_marks_but_its_own() {
+        let (ci, thief) = (person(1), person(2));
+        let (_root, paths) = node(&[("ci", &ci, Role::Green), ("thief", &thief, Role::Green)]);
+        let state = |image, result, key: &PrivateKey| {
+            assert!(brings(&paths, Paper::Statement, &stated(image, result, 0, &[key])).unwrap());
+        };
+        state(0, TestResult::Failed, &ci);
+        state(0, TestResult::Failed, &thief);
+        // As if they had come long ago, and then as many others as a key may have.
+        for path in listed(&marks(&paths)).unwrap() {
+            File::open(path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
         }
-        // The one that just came is kept whatever its time.
-        forget_oldest(root.path(), &root.path().join("0")).unwrap();
-        let left = fs::read_dir(root.path()).unwrap().count();
-        assert_eq!(left, STATED_IMAGES_MAX);
-        for (number, stays) in [("0", true), ("1", false), ("2", false), ("3", true)] {
-            assert_eq!(root.path().join(number).exists(), stays, "{number}");
-        }
+        let fill = |result| {
+            for image in 1..=u16::try_from(MARKS_MAX).unwrap() - 1 {
+                let path = mark(&paths, thief.public_key(), result, &"notes".parse().unwrap(), id(image));
+                fs::write(path, "").unwrap();
+            }
+        };
+        let red = || known(&paths, 0).into_iter().find(|(colour, _)| colour == "red");
+        fill(TestResult::Passed);
+        state(5000, TestResult::Passed, &thief);
+        state(5001, TestResult::Passed, &thief);
+        assert_eq!(listed(&marks(&paths)).unwrap().len(), MARKS_MAX + 2);
+        assert_eq!(red(), Some(("red".into(), 2)));
+        fill(TestResult::Failed);
+        assert_eq!(red(), Some(("red".into(), 2)));
+        state(5000, TestResult::Failed, &thief);
+        // Its own red mark went, for red ones of its own.
+        assert_eq!(red(), Some(("red".into(), 1)));
+        assert_eq!(listed(&marks(&paths)).unwrap().len(), MARKS_MAX * 2 + 1);
+    }
+
+    #[test]
+    fn a_revoked_mark_makes_room() {
+        let (ci, ada) = (person(1), person(2));
+        let (_root, paths) = node(&[("ci", &ci, Role::Green), ("ada", &ada, Role::Release)]);
+        let newest = stated(7, TestResult::Passed, 5, &[&ci]);
+        assert!(brings(&paths, Paper::Statement, &newest).unwrap());
+        let id = StatementId::of(newest.text.as_bytes());
+        let revoked = Revoked { statements: [id].into(), ..Revoked::default() };
+        assert!(brings(&paths, Paper::Revocation, &revocation(revoked, "why", &[&ada])).unwrap());
+        assert!(brings(&paths, Paper::Statement, &stated(7, TestResult::Passed, 0, &[&ci])).unwrap());
+        assert!(!brings(&paths, Paper::Statement, &newest).unwrap());
+        assert_eq!(known(&paths, 7).len(), 1);
+    }
+
+    fn revocation(revoked: Revoked, reason: &str, keys: &[&PrivateKey]) -> SignedText {
+        let fleet = "acme".parse().unwrap();
+        let revocation = Revocation { format: 1, fleet, issued: NOW, reason: reason.into(), revoked };
+        document(revocation.to_bytes(), REVOCATION_NAMESPACE, keys)
+    }
+
+    #[test]
+    fn a_key_uses_up_nobodys_room_for_revocations_but_its_own() {
+        let (ada, thief) = (person(1), person(2));
+        let keys = [("ada", &ada, Role::Release), ("thief", &thief, Role::Green)];
+        let (_root, paths) = node(&keys);
+        let images =
+            |from: u16, count: u16| Revoked { images: (from..from + count).map(id).collect(), ..Revoked::default() };
+        let revoke = |from, count, keys: &[&PrivateKey]| {
+            brings(&paths, Paper::Revocation, &revocation(images(from, count), "why", keys))
+        };
+        let refused = |result: Result<bool, BringError>| match result {
+            Err(BringError::Refused(refusal)) => refusal,
+            other => panic!("{other:?}"),
+        };
+        assert!(revoke(0, 1000, &[&thief]).unwrap());
+        assert!(!revoke(0, 1000, &[&thief, &ada]).unwrap(), "known");
+        let refusal = refused(revoke(1000, 1000, &[&thief]));
+        assert!(refusal.message.contains("by thief") && refusal.hint.as_ref().unwrap().contains("policy"), "{refusal}");
+        // Others have all the room they had, and whoever signs together needs it of one.
+        assert!(revoke(1000, 1000, &[&thief, &ada]).unwrap());
+        assert!(revoke(2000, 1, &[&thief]).unwrap());
+        refused(revoke(3000, 1000, &[&ada]));
+        assert_eq!(load(&paths).unwrap().revoked.len(), 2001);
+        // Its removal takes nothing back, and however many keys come and go there is an end to it.
+        let mut keys = keys.to_vec();
+        keys.remove(1);
+        let others: Vec<PrivateKey> = (3..=22).map(person).collect();
+        let names: Vec<String> = (3..=22).map(|number| format!("p{number}")).collect();
+        keys.extend(names.iter().zip(&others).map(|(name, key)| (name.as_str(), key, Role::Release)));
+        pin(&paths, &keys);
+        assert_eq!(load(&paths).unwrap().revoked.len(), 2001);
+        let took = others.iter().enumerate().filter(|(at, key)| {
+            let from = 10_000 + 1000 * u16::try_from(*at).unwrap();
+            revoke(from, 600, &[key]).is_ok()
+        });
+        assert!((15..20).contains(&took.count()));
+        let sizes = listed(&directory(&paths).join("revocations")).unwrap().into_iter().map(|path| path.metadata());
+        assert!(sizes.map(|found| found.unwrap().len()).sum::<u64>() <= REVOCATIONS_MAX_BYTES);
+        assert!(serde_json::to_vec(&enforced(&paths).unwrap()).unwrap().len() < bulkhead_wire::MESSAGE_MAX_BYTES / 2);
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub const REVOCATION_NAMESPACE: &str = "revocation@bulkhead";
 pub const HEARTBEAT_NAMESPACE: &str = "heartbeat@bulkhead";
 /// The largest of these documents that anyone reads.
 pub const NOTICE_MAX_BYTES: usize = 256 << 10;
-/// The most things that one document revokes, and that a node keeps in all.
+/// The most things that one document revokes.
 pub const REVOKED_MAX: usize = 10_000;
 
 /// What must not be started any more.

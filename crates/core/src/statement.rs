@@ -73,6 +73,20 @@ pub enum TestResult {
     Failed,
 }
 
+impl TestResult {
+    /// Every result.
+    pub const ALL: [Self; 2] = [Self::Passed, Self::Failed];
+
+    /// In a word.
+    #[must_use]
+    pub fn colour(self) -> &'static str {
+        match self {
+            Self::Passed => "green",
+            Self::Failed => "red",
+        }
+    }
+}
+
 /// The document as in-toto shapes it.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -117,10 +131,7 @@ impl Statement {
     /// What it says, in a word.
     #[must_use]
     pub fn colour(&self) -> &'static str {
-        match self.predicate.result {
-            TestResult::Passed => "green",
-            TestResult::Failed => "red",
-        }
+        self.predicate.result.colour()
     }
 
     /// Checks what the types cannot.

@@ -27,6 +27,7 @@ use bulkhead_core::{
     order::{Action, NAMESPACE, ORDER_MAX_BYTES, Order, Run, Target},
     policy::{Demand, Environment, Isolation, Policy, Role},
     standing::{NAMESPACE as STANDING_NAMESPACE, STANDING_MAX_BYTES, StandingOrder},
+    statement::STATEMENTS_MAX,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -376,7 +377,8 @@ impl Judge<'_> {
         let colour =
             |statements: &[SignedText]| colour(statements, self.policy, self.revoked, fleet, app, run.image, now);
         // What the node knows cannot be crowded out by what comes: a red mark stays.
-        let colour = colour(&place.statements).and(colour(self.presented.statements));
+        let brought = &self.presented.statements[..self.presented.statements.len().min(STATEMENTS_MAX)];
+        let colour = colour(&place.statements).and(colour(brought));
         let standing = self.standing(run, node, now, place);
         for demand in &self.signed.environment.accepts {
             if let Some(granted) = self.meets(demand, &colour, &standing) {

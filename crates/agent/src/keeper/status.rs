@@ -8,7 +8,11 @@ use crate::{
     systemd,
     units::{Names, SYSTEMD_PRIVATE_PIDS},
 };
-use bulkhead_core::{Timestamp, order::ServiceSpec, policy::Isolation};
+use bulkhead_core::{
+    Timestamp,
+    order::ServiceSpec,
+    policy::{Isolation, Policy},
+};
 use bulkhead_store::{
     Store,
     mount::{self, Tier},
@@ -30,7 +34,7 @@ const VOLUME_FILES_MAX: usize = 200_000;
 /// What of the node's own state cannot be read.
 pub fn status(paths: &Paths) -> Result<NodeStatus, Box<Failure>> {
     let identity = state::identity(paths).or_fail()?;
-    let policy_version = papers::policy(paths).or_fail()?.version;
+    let policy = papers::policy(paths).or_fail()?;
     let boot = state::boot(paths).or_fail()?;
     let store = open_store(paths)?;
     let systemd = systemd::version().or_fail()?;
@@ -46,9 +50,10 @@ pub fn status(paths: &Paths) -> Result<NodeStatus, Box<Failure>> {
     }
     let units: Vec<&str> = units.iter().map(String::as_str).collect();
     let shown = systemd::show(&units, PROPERTIES).or_fail()?;
-    let node = Position { policy_version, boot: Some(boot), ..Position::default() };
+    let node = Position { policy_version: policy.version, boot: Some(boot), ..Position::default() };
     let one = |app: &App| {
-        app_status(paths, app, &node, &images, &shown).unwrap_or_else(|error| damaged(app, &node, super::chain(&error)))
+        app_status(paths, &policy, app, &node, &images, &shown)
+            .unwrap_or_else(|error| damaged(app, &node, super::chain(&error)))
     };
     let apps = apps.iter().map(one).collect();
     Ok(NodeStatus {
@@ -61,7 +66,7 @@ pub fn status(paths: &Paths) -> Result<NodeStatus, Box<Failure>> {
         systemd,
         now: now(),
         booted: booted(),
-        policy_version,
+        policy_version: policy.version,
         boot: Some(boot),
         keys: keys::public(paths).or_fail()?,
         facilities: facilities(paths, systemd),
@@ -79,6 +84,7 @@ type Shown = BTreeMap<String, BTreeMap<String, String>>;
 
 fn app_status(
     paths: &Paths,
+    policy: &Policy,
     app: &App,
     node: &Position,
     images: &BTreeSet<bulkhead_core::ImageId>,
@@ -88,7 +94,7 @@ fn app_status(
     if let Some(release) = &mut live
         && let Some(image) = release.image
     {
-        release.statements = papers::statements(paths, image)?;
+        release.statements = papers::statements(paths, policy, app.name(), image)?;
     }
     let services = live.as_ref().map_or_else(Vec::new, |release| {
         let one = |spec: &ServiceSpec| {

@@ -439,7 +439,7 @@ fn authorize(
         let stand = || -> Result<Place, Box<Failure>> {
             let mut place = place(&app, &head, is_repeat, identity, submit.standing.as_ref())?;
             if let Action::Run(run) = &order.action {
-                place.statements = papers::statements(paths, run.image).or_fail()?;
+                place.statements = papers::statements(paths, &policy, &order.app, run.image).or_fail()?;
             }
             Ok(place)
         };
