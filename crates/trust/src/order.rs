@@ -178,9 +178,12 @@ pub fn authorize_order(
         check_isolation(signed.environment, name, context.offers)?;
         check_fallback(run, &granted, &place)?;
     }
-    let stops = matches!(order.action, Action::Stop { .. });
-    check_place(&target, &order.app, stops, context, &place)?;
     let Granted { grounds, green, standing } = granted;
+    let weight = Weight {
+        stops: matches!(order.action, Action::Stop { .. }),
+        proves: matches!(grounds, Grounds::Demand(_) | Grounds::BreakGlass),
+    };
+    check_place(&target, &order.app, weight, context, &place)?;
     Ok(Authorized { order: Verified::new(order, signed.names()), grounds, green, standing })
 }
 
@@ -589,10 +592,20 @@ fn check_isolation(
     Err(Refusal::new(Rule::Isolation, message).hint("`bulkhead node ls` shows what each node offers, and why not"))
 }
 
+/// What an order is worth where the node seems to have been put back to a snapshot.
+#[derive(Debug, Clone, Copy)]
+struct Weight {
+    /// To forbid needs less than to allow: whoever made it look so must not keep others from stopping.
+    stops: bool,
+    /// It carries what running something new takes. One key that may stop and go back must not make a node believe what
+    /// everybody else then has to answer for.
+    proves: bool,
+}
+
 fn check_place(
     target: &Target,
     app: &AppName,
-    stops: bool,
+    weight: Weight,
     context: &Context<'_>,
     place: &Place,
 ) -> Result<(), Refusal> {
@@ -610,13 +623,12 @@ fn check_place(
         );
         Refusal::new(Rule::Restored, message).hint("look at its volumes too; to go on from here: `--accept-restored`")
     };
-    // To forbid needs less than to allow: whoever made it look so must not keep others from stopping.
-    if seen > used && !stops {
+    if seen > used && !weight.stops {
         return Err(restored(seen));
     }
-    // Signed well enough, for this node, in time, and beyond what the node knows: it has forgotten something.
+    // Signed in full, for this node, in time, and beyond what the node knows: it has forgotten something.
     let ahead = target.counter.saturating_sub(1);
-    if ahead > used && ahead <= reach && !stops {
+    if ahead > used && ahead <= reach && weight.proves {
         return Err(Refusal { ahead: Some(ahead), ..restored(ahead) });
     }
     if target.boot != context.boot {
