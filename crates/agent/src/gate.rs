@@ -1,5 +1,5 @@
-//! The gate: login shell of the account `bulkhead`, without any right of its
-//! own. It accepts one command, reads one request, and passes frames between
+//! The gate: login shell of the accounts that may connect, without any right of
+//! its own. It accepts one command, reads one request, and passes frames between
 //! the client and the keeper (or a service's socket). It checks the frames'
 //! headers and bounds and believes nothing else.
 //!
@@ -7,6 +7,7 @@
 //! more. A client that merely stops sending is let finish.
 
 use crate::{
+    account,
     peer::{Preface, write_opening},
     state::Paths,
 };
@@ -119,7 +120,8 @@ fn read_request(input: &mut impl Read) -> Result<Request, Box<Failure>> {
 fn open_keeper(paths: &Paths, request: &Request) -> Result<UnixStream, Box<Failure>> {
     let node =
         |error: String| failure(FailureKind::Node, "keeper", format!("the node's keeper cannot be reached: {error}"));
-    let mut socket = UnixStream::connect(paths.run.join("keeper.sock")).map_err(|error| node(error.to_string()))?;
+    let account = account::name_of(rustix::process::geteuid().as_raw()).map_err(|error| node(error.to_string()))?;
+    let mut socket = UnixStream::connect(paths.keeper_socket(&account)).map_err(|error| node(error.to_string()))?;
     let encoded = serde_json::to_vec(request).map_err(|error| node(error.to_string()))?;
     let preface = Preface { key: connection_key(std::env::var_os("SSH_USER_AUTH").as_deref().map(Path::new)) };
     write_opening(&mut socket, &preface, &encoded).map_err(|error| node(error.to_string()))?;

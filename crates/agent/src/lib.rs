@@ -14,8 +14,9 @@
 //! | [`units`] | from a specification to the text of units. Pure |
 //! | [`tool`] | a tool's own process: enters the service's namespaces, becomes the tool |
 //! | [`health`], [`http`], [`sockets`] | whether a service is well, seen from outside |
-//! | [`systemd`], [`durable`], [`peer`] | the ways to systemd, the disk, the client |
+//! | [`systemd`], [`durable`], [`peer`], [`account`] | the ways to systemd, the disk, the client, and who that is |
 
+pub mod account;
 pub mod audit;
 pub mod boot;
 pub mod durable;

@@ -41,7 +41,7 @@ use bulkhead_core::{
     order::{Action, Order, Run},
     standing::StandingOrder,
 };
-use bulkhead_wire::{Outcome, Release};
+use bulkhead_wire::{ACCOUNT, Outcome, Release};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -79,6 +79,12 @@ impl Paths {
             run: root.join("run/bulkhead"),
             units: root.join("run/systemd/system"),
         }
+    }
+
+    /// The socket at which the keeper hears an account: no other account can connect to it.
+    #[must_use]
+    pub fn keeper_socket(&self, account: &str) -> PathBuf {
+        self.run.join(format!("{}.sock", account.replacen(ACCOUNT, "keeper", 1)))
     }
 
     /// The audit log.

@@ -300,6 +300,17 @@ fn is_laid_out(local: &Local, node: &LocalNode) {
         exec("systemctl", &["is-active", "bulkhead-sshd", "bulkhead-nftables", "bulkhead-keeper.socket"]),
         "active\nactive\nactive\n"
     );
+    // Each account reaches the keeper by a socket of its own, and by no other.
+    let sockets = exec(
+        "stat",
+        &[
+            "--format=%U %a",
+            "/run/bulkhead/keeper.sock",
+            "/run/bulkhead/keeper-observe.sock",
+            "/run/bulkhead/keeper-operate.sock",
+        ],
+    );
+    assert_eq!(sockets, "bulkhead 600\nbulkhead-observe 600\nbulkhead-operate 600\n");
     assert_eq!(exec("systemctl", &["is-enabled", "ssh.service"]).trim(), "masked");
     // What listens, as the node itself sees it: not even on its loopback is there anything else.
     let listening = exec("ss", &["-Hltun"]);

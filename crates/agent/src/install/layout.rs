@@ -63,8 +63,9 @@ pub(super) const HOME: &str = "/var/empty";
 const GATE_SHELL: &str = "/usr/lib/bulkhead/bulkhead-gate";
 
 /// The accounts that may connect, one for each role that is told apart. What each may ask is decided by the keeper,
-/// to whom the kernel says which account asks. The group `bulkhead` may reach the keeper, the group of
-/// `bulkhead-operate` the sockets of services. The drop box's shell never runs: its sessions are `internal-sftp`.
+/// to whom the kernel says which account asks. The group `bulkhead` is let into
+/// `/run/bulkhead`, where each has a socket of the keeper's; the group of `bulkhead-operate` reaches the sockets of
+/// services. The drop box's shell never runs: its sessions are `internal-sftp`.
 pub(super) const ACCOUNTS: [Account; 4] = [
     Account { name: ACCOUNT, shell: GATE_SHELL, comment: "Bulkhead gate", groups: &[], roles: &[Role::Courier] },
     Account {
@@ -117,12 +118,23 @@ impl Item {
     }
 }
 
+/// One keeper for all; a socket that accepts connections starts instances of a unit of its own name only.
+const KEEPER: &str = include_str!("../../files/bulkhead-keeper@.service");
+
+/// The sockets of the keeper: one for each account whose shell is the gate, so that none can use up another's places.
+pub(super) const KEEPER_SOCKETS: [&str; 3] =
+    ["bulkhead-keeper.socket", "bulkhead-keeper-observe.socket", "bulkhead-keeper-operate.socket"];
+
 /// Units and their texts. Instances of templates are started by what needs them.
-pub(super) const UNITS: [(&str, &str); 11] = [
+pub(super) const UNITS: [(&str, &str); 15] = [
     ("bulkhead-sshd.service", include_str!("../../files/bulkhead-sshd.service")),
     ("bulkhead-nftables.service", include_str!("../../files/bulkhead-nftables.service")),
     ("bulkhead-keeper.socket", include_str!("../../files/bulkhead-keeper.socket")),
-    ("bulkhead-keeper@.service", include_str!("../../files/bulkhead-keeper@.service")),
+    ("bulkhead-keeper@.service", KEEPER),
+    ("bulkhead-keeper-observe.socket", include_str!("../../files/bulkhead-keeper-observe.socket")),
+    ("bulkhead-keeper-observe@.service", KEEPER),
+    ("bulkhead-keeper-operate.socket", include_str!("../../files/bulkhead-keeper-operate.socket")),
+    ("bulkhead-keeper-operate@.service", KEEPER),
     ("bulkhead-image@.service", include_str!("../../files/bulkhead-image@.service")),
     ("bulkhead-settle@.service", include_str!("../../files/bulkhead-settle@.service")),
     ("bulkhead-boot.service", include_str!("../../files/bulkhead-boot.service")),

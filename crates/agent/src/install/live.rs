@@ -3,7 +3,7 @@
 use super::{
     InstallError,
     before::Before,
-    layout::{self, JOURNALD, NFTABLES, SSHD_CONFIG, TMPFILES},
+    layout::{self, JOURNALD, KEEPER_SOCKETS, NFTABLES, SSHD_CONFIG, TMPFILES},
     tree::Tree,
 };
 use std::{collections::BTreeSet, net::Ipv6Addr};
@@ -26,7 +26,7 @@ pub(super) fn prepare(tree: &mut Tree) -> Result<(), InstallError> {
     }
     let filter = if tree.wrote(NFTABLES) { "reload-or-restart" } else { "start" };
     tree.run(SYSTEMCTL, &[filter, "bulkhead-nftables.service"])?;
-    tree.run(SYSTEMCTL, &["start", "bulkhead-keeper.socket"]).map(drop)
+    tree.run(SYSTEMCTL, &[&["start"], KEEPER_SOCKETS.as_slice()].concat()).map(drop)
 }
 
 /// Puts the node's SSH server in the place of the stock one. The masks are on disk by then, and systemd must not have

@@ -1,7 +1,8 @@
 //! Who asks, and what they may ask.
 //!
-//! The kernel says which account is at the other end of the socket; the gate,
-//! which runs as that account, is not believed in this. sshd lets a key in as an
+//! The kernel says which account is at the other end of the connection; neither
+//! the gate, which runs as that account, nor the socket that it came by, of which
+//! each account has its own, is believed in this. sshd lets a key in as an
 //! account only where the policy gives the key the role.
 //!
 //! | account | may |
@@ -11,12 +12,10 @@
 //! | `bulkhead-operate` | that, and see files of services; its group alone reaches the sockets of services |
 
 use super::failure;
+use crate::account;
 use bulkhead_wire::{ACCOUNT, Ask, Failure, FailureKind, OBSERVE_ACCOUNT, OPERATE_ACCOUNT, View};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use std::{fs, io, os::unix::net::UnixStream};
-
-/// Where names of accounts are: root's, and written by `install` only.
-const ACCOUNTS: &str = "/etc/passwd";
+use std::{io, os::unix::net::UnixStream};
 
 /// Whoever connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,8 +34,7 @@ impl Caller {
     pub(super) fn of(socket: &UnixStream) -> io::Result<Self> {
         // Not rustix's: its process id cannot be 0, which the kernel says of a peer outside this process-id namespace.
         let peer = getsockopt(socket, PeerCredentials)?;
-        let account = account(&fs::read_to_string(ACCOUNTS)?, peer.uid());
-        Ok(Self { account, pid: peer.pid() })
+        Ok(Self { account: account::name_of(peer.uid())?, pid: peer.pid() })
     }
 
     /// Whether it may ask this.
@@ -81,24 +79,10 @@ fn needed(ask: &Ask) -> (&'static [&'static str], &'static str) {
     }
 }
 
-fn account(passwd: &str, uid: u32) -> String {
-    let mut lines = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    let found = lines.find(|fields| fields.get(2).and_then(|text| text.parse().ok()) == Some(uid));
-    found.map_or_else(|| format!("uid {uid}"), |fields| fields[0].to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use bulkhead_wire::{Bring, Paper, Submit};
-
-    #[test]
-    fn accounts() {
-        let passwd = "root:x:0:0::/root:/bin/sh\nbulkhead:x:999:999::\nbulkhead-observe:x:997:997::\nodd\n";
-        for (uid, name) in [(0, "root"), (999, "bulkhead"), (997, "bulkhead-observe"), (50_000, "uid 50000")] {
-            assert_eq!(account(passwd, uid), name);
-        }
-    }
 
     #[test]
     fn roles() {

@@ -6,13 +6,14 @@ use crate::orders::{converse_as, sign};
 use anyhow::{Context as _, Result, bail, ensure};
 use bulkhead_testkit::world::{App, Ran, World};
 use bulkhead_wire::{
-    ACCOUNT, Ask, Bring, Event, FailureKind, OBSERVE_ACCOUNT, OPERATE_ACCOUNT, PROTOCOL, Paper, Request, Submit, View,
+    ACCOUNT, Ask, Bring, Event, FailureKind, Kind, OBSERVE_ACCOUNT, OPERATE_ACCOUNT, PROTOCOL, Paper, Request, Submit,
+    View, read_frame, write_frame,
 };
 use serde_json::{Value, json};
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -26,6 +27,7 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("what_is_revoked_starts_nowhere", revoked),
     ("a_revoked_key_is_out_at_once", revoked_key),
     ("each_role_does_what_it_is_for", roles),
+    ("an_observer_keeps_no_order_out", crowd),
     ("a_snapshot_forgets_nothing_unseen", snapshot),
     ("a_silent_fleet_starts_nothing_new", heartbeat),
     ("a_node_without_what_is_demanded_runs_nothing", isolation),
@@ -473,6 +475,67 @@ fn roles(world: &World) -> Result<()> {
     app.serves("stage-1", "1")
 }
 
+/// An observer's key that takes every place there is.
+fn crowd(world: &World) -> Result<()> {
+    const PLACES: usize = 32;
+    let app = world.app("crowded", SERVE, WEB)?;
+    app.deploy("staging", 0)?;
+    let logs = Ask::Logs { app: "crowded".parse()?, service: None, lines: 1, follow: true };
+    let request = serde_json::to_vec(&Request { protocol: PROTOCOL, ask: logs })?;
+    let follow = || -> Result<(Child, Event)> {
+        let mut ssh = crate::orders::ssh(world, "stage-1", OBSERVE_ACCOUNT)?;
+        let mut child = ssh
+            .arg(bulkhead_wire::COMMAND)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        write_frame(child.stdin.as_mut().context("no input")?, Kind::Message, &request)?;
+        let frame = read_frame(child.stdout.as_mut().context("no output")?)?.context("no answer")?;
+        Ok((child, serde_json::from_slice(&frame.payload)?))
+    };
+    let mut held = Vec::new();
+    let crowded = (0..PLACES).try_for_each(|_| -> Result<()> {
+        let (child, event) = follow()?;
+        held.push(child);
+        ensure!(matches!(event, Event::Stream { .. }), "{event:?}");
+        Ok(())
+    });
+    let checks = || -> Result<()> {
+        crowded?;
+        let (mut child, event) = follow()?;
+        child.kill()?;
+        child.wait()?;
+        ensure!(matches!(&event, Event::Failed(failure) if failure.rule == "busy"), "{event:?}");
+        // Orders and operators pass.
+        app.write("version.txt", "2")?;
+        app.deploy("staging", 0)?;
+        app.serves("stage-1", "2")?;
+        let ask = Ask::Logs { app: "crowded".parse()?, service: None, lines: 1, follow: false };
+        ensure!(matches!(last(world, OPERATE_ACCOUNT, ask, &[])?, Event::Done(_)), "operators are kept out");
+        // Whoever breaks the gate of observers cannot take the places of others either.
+        let connect = "use IO::Socket::UNIX; print IO::Socket::UNIX->new(Peer => $ARGV[0]) ? 'in' : $!";
+        for (socket, said) in [
+            ("keeper.sock", "Permission denied"),
+            ("keeper-operate.sock", "Permission denied"),
+            ("keeper-observe.sock", "in"),
+        ] {
+            let path = format!("/run/bulkhead/{socket}");
+            let user = ["setpriv", "--reuid", OBSERVE_ACCOUNT, "--regid", OBSERVE_ACCOUNT, "--init-groups"];
+            let words = [&user[..], &["perl", "-e", connect, &path]].concat();
+            let answer = world.on_node("stage-1", &words)?;
+            ensure!(answer == said, "{socket}: {answer}");
+        }
+        Ok(())
+    };
+    let checked = checks();
+    for mut child in held {
+        child.kill()?;
+        child.wait()?;
+    }
+    checked
+}
+
 /// A machine that is put back to an older state of its disk.
 fn snapshot(world: &World) -> Result<()> {
     let app = world.app("elder", SERVE, WEB)?;
@@ -492,7 +555,7 @@ fn snapshot(world: &World) -> Result<()> {
     };
     let (second, third) = (captured(2)?, captured(3)?);
     // The disk is put back, and the machine boots from it. What is not state of ours stays as it is.
-    let back = "systemctl stop bulkhead-keeper.socket; cp -a /var/lib/bulkhead/store /var/tmp/store; \
+    let back = "systemctl stop 'bulkhead-keeper*.socket'; cp -a /var/lib/bulkhead/store /var/tmp/store; \
                 rm -rf /var/lib/bulkhead; mv /var/tmp/snapshot /var/lib/bulkhead; \
                 rm -rf /var/lib/bulkhead/store; mv /var/tmp/store /var/lib/bulkhead/store; sync";
     world.on_node("stage-1", &["sh", "-c", back])?;
