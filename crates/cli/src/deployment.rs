@@ -329,7 +329,8 @@ pub fn plan_over(
     let mut plan = plan(wanted, &known);
     for node in &mut plan.nodes {
         let Some(now) = present.iter().find(|present| present.node == node.node) else { continue };
-        let sealed = for_order(&session.files.directory, wanted.environment, wanted.app, wanted.services, [&node.node]);
+        let (folder, policy) = (&session.files.directory, &session.policy.policy);
+        let sealed = for_order(folder, policy, wanted.environment, wanted.app, wanted.services, [&node.node]);
         // What is missing is said when the order is made.
         let then = sealed.ok().and_then(|mut sealed| sealed.remove(&node.node)).map(|sealed| digests(&sealed));
         if let (Some(changes), Some(then)) = (&mut node.services, then) {

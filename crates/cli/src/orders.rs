@@ -334,7 +334,8 @@ type SealedSecrets = BTreeMap<NodeName, BTreeMap<SecretName, String>>;
 fn sealed(session: &Session, draft: &Draft) -> Result<SealedSecrets> {
     let Action::Run(run) = &draft.action else { return Ok(SealedSecrets::new()) };
     let nodes = draft.nodes.iter().map(|(node, _)| node);
-    secrets::for_order(&session.files.directory, &draft.environment, &draft.app, &run.services, nodes)
+    let (folder, policy) = (&session.files.directory, &session.policy.policy);
+    secrets::for_order(folder, policy, &draft.environment, &draft.app, &run.services, nodes)
 }
 
 /// Pins them in an order.

@@ -16,7 +16,7 @@ use crate::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bulkhead_core::{
-    AppName, EnvironmentName, NodeName, SecretDigest, SecretName, fleet::FleetNode, order::ServiceSpec,
+    AppName, EnvironmentName, NodeName, SecretDigest, SecretName, fleet::FleetNode, order::ServiceSpec, policy::Policy,
 };
 use bulkhead_trust::sealing::{Purpose, seal};
 use bulkhead_wire::SECRETS_MAX_BYTES;
@@ -76,12 +76,24 @@ fn names(services: &[ServiceSpec]) -> BTreeSet<&SecretName> {
     services.iter().flat_map(|service| &service.secrets).collect()
 }
 
+/// Whether secrets may go to a node: where the policy lists the keys of any, `fleet.toml` alone makes none that has
+/// them, for whoever can write to the repository can write there.
+fn check_listed(policy: &Policy, environment: &EnvironmentName, node: &NodeName) -> Result<()> {
+    if policy.nodes.is_empty() || policy.nodes.contains_key(node) {
+        return Ok(());
+    }
+    let message = format!("the policy lists keys of nodes, and none of `{node}`: it is given no secrets");
+    let hint = format!("if it is one of yours: `bulkhead policy nodes -e {environment}` lists its keys");
+    Err(Error::configuration(message).hint(hint))
+}
+
 /// What each node must be brought for these services: nothing where they have no secrets.
 ///
 /// # Errors
-/// A value is not there for a node, or all of them are too much.
+/// A value is not there for a node, the policy lists others and not this one, or all of them are too much.
 pub fn for_order<'a>(
     fleet_directory: &Path,
+    policy: &Policy,
     environment: &EnvironmentName,
     app: &AppName,
     services: &[ServiceSpec],
@@ -103,6 +115,7 @@ pub fn for_order<'a>(
         return Ok(all);
     }
     for node in nodes {
+        check_listed(policy, environment, node)?;
         let mut of_node = BTreeMap::new();
         for (name, (path, sealed)) in &files {
             let value = sealed.get(node).ok_or_else(|| {
@@ -132,10 +145,10 @@ pub fn digests(sealed: &BTreeMap<SecretName, String>) -> BTreeMap<SecretName, Se
     sealed.iter().filter_map(|(name, value)| Some((name.clone(), digest(value).ok()?))).collect()
 }
 
-/// Seals a value to nodes. Nodes whose key neither the policy lists nor this machine knows are asked for it.
+/// Seals a value to nodes. Where the policy lists no node's keys, those that this machine does not know are asked.
 ///
 /// # Errors
-/// A node's key cannot be had, or the value is too long.
+/// The policy lists others and not this node, its key cannot be had, or the value is too long.
 pub async fn seal_to(
     session: &Session,
     environment: &EnvironmentName,
@@ -148,6 +161,7 @@ pub async fn seal_to(
     let mut keys: BTreeMap<NodeName, String> = BTreeMap::new();
     let mut unknown = Vec::new();
     for (node, known) in nodes {
+        check_listed(&session.policy.policy, environment, node)?;
         match Ledger::of(fleet, node, known)?.sealing_key(&session.policy.policy)? {
             Some(key) => drop(keys.insert(node.clone(), key)),
             None => unknown.push((node.clone(), known.clone())),
@@ -180,7 +194,25 @@ pub async fn seal_to(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bulkhead_core::manifest::Manifest;
+    use bulkhead_core::{
+        manifest::Manifest,
+        notice::Revoked,
+        policy::{NodeKeys, Root},
+    };
+
+    fn policy(listed: &[&str]) -> Policy {
+        let keys = || NodeKeys { audit: String::new(), sealing: String::new() };
+        Policy {
+            format: 1,
+            fleet: "acme".parse().unwrap(),
+            version: 1,
+            root: Root { threshold: 1, keys: vec![], verify_user: false },
+            keys: BTreeMap::new(),
+            environments: BTreeMap::new(),
+            nodes: listed.iter().map(|name| (name.parse().unwrap(), keys())).collect(),
+            revoked: Revoked::default(),
+        }
+    }
 
     #[test]
     fn what_an_order_takes_along() {
@@ -193,7 +225,8 @@ mod tests {
         .unwrap();
         let services = manifest.services_in(&environment);
         let nodes: Vec<NodeName> = ["n1", "n2"].iter().map(|name| name.parse().unwrap()).collect();
-        let take = || for_order(folder.path(), &environment, &app, &services, &nodes);
+        let take_by = |policy: &Policy| for_order(folder.path(), policy, &environment, &app, &services, &nodes);
+        let take = || take_by(&policy(&[]));
         let put = |name: &str, nodes: &[&str], value: &str| {
             let sealed = nodes.iter().map(|node| (node.parse().unwrap(), value.to_owned())).collect();
             write(&file(folder.path(), &environment, &app, &name.parse().unwrap()), &sealed).unwrap();
@@ -210,9 +243,13 @@ mod tests {
         let of_node = &taken[&nodes[1]];
         assert_eq!(of_node.values().collect::<Vec<_>>(), ["AAAA", "AAAB"]);
         assert_eq!(digests(of_node).values().next(), Some(&SecretDigest::of(&[0, 0, 0])));
+        // Where the policy lists nodes, the others have none; without secrets nobody asks.
+        let unlisted = take_by(&policy(&["n1"])).unwrap_err();
+        assert!(unlisted.message.contains("none of `n2`"), "{}", unlisted.message);
+        assert_eq!(take_by(&policy(&["n1", "n2"])).unwrap(), taken);
         let none = Manifest::parse("app = \"notes\"\n[services.web]\ncommand = [\"x\"]\n").unwrap();
-        assert!(
-            for_order(folder.path(), &environment, &app, &none.services_in(&environment), &nodes).unwrap().is_empty()
-        );
+        let services = none.services_in(&environment);
+        let listed = policy(&["n1"]);
+        assert!(for_order(folder.path(), &listed, &environment, &app, &services, &nodes).unwrap().is_empty());
     }
 }

@@ -2,23 +2,29 @@
 
 use crate::{
     Context,
+    args::MaybeEnvironment,
     error::{Error, ErrorBody, Kind, Result},
+    ledger::Ledger,
     output::{Paint, printable},
     proposal::{self, Proposal, Signed, name_of},
-    session::{Answer, As, Hand, Session, now, sign_error},
+    session::{Answer, As, Hand, Session, now, sign_error, summary},
     table::Table,
     workspace::{FleetFiles, POLICY, read_text},
 };
 use bulkhead_core::{
-    EnvironmentName, PersonName, SignedText,
+    EnvironmentName, NodeName, PersonName, SignedText,
     notice::{HEARTBEAT_NAMESPACE, Heartbeat},
-    policy::{Demand, Environment, Isolation, Key, Policy, Role},
+    policy::{Demand, Environment, Isolation, Key, NodeKeys, Policy, Role},
 };
 use bulkhead_wire::Paper;
 use clap::{Args, Subcommand};
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::{collections::BTreeSet, path::PathBuf, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    process::Command,
+};
 
 /// Shows, changes and brings to nodes who must sign what
 ///
@@ -38,6 +44,7 @@ enum PolicyCommand {
     Diff(DiffArgs),
     Edit(EditArgs),
     Require(RequireArgs),
+    Nodes(NodesArgs),
     Sign(SignArgs),
     Push(PushArgs),
     Drop(DropArgs),
@@ -94,6 +101,20 @@ pub struct RequireArgs {
     /// What a node must offer to run anything, such as `fs-verity`; instead of what was demanded.
     #[arg(long, value_name = "ISOLATION", value_parser = parse_isolation)]
     pub isolation: Vec<Isolation>,
+
+    #[command(flatten)]
+    go: GoArgs,
+}
+
+/// Lists the nodes' own keys: whom secrets are sealed to, and who signs audit logs
+///
+/// Each node is asked over a connection to the host key that fleet.toml pins, so look first at whether the nodes there
+/// are yours. Once the policy lists any node's keys, no other node is given secrets. Nodes that are listed and were not
+/// asked stay as they are.
+#[derive(Debug, Args)]
+pub struct NodesArgs {
+    #[command(flatten)]
+    environment: MaybeEnvironment,
 
     #[command(flatten)]
     go: GoArgs,
@@ -249,6 +270,7 @@ pub async fn run(context: &Context, args: &PolicyArgs) -> Result<()> {
         PolicyCommand::Diff(_) => diff(context),
         PolicyCommand::Edit(args) => edit(context, args).await,
         PolicyCommand::Require(args) => require(context, args).await,
+        PolicyCommand::Nodes(args) => nodes(context, args).await,
         PolicyCommand::Sign(args) => sign(context, args).await,
         PolicyCommand::Push(args) => push(context, args).await,
         PolicyCommand::Drop(_) => take_back(context),
@@ -355,6 +377,50 @@ async fn require(context: &Context, args: &RequireArgs) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+async fn nodes(context: &Context, args: &NodesArgs) -> Result<()> {
+    context.ui.must_be_able_to_ask(args.go.yes)?;
+    let session = Session::open(context)?;
+    let (files, current) = (&session.files, &session.policy.policy);
+    let asked = files.nodes(args.environment.environment.as_ref())?;
+    let listed = proposal::base(files, current)?.nodes;
+    let mut shown: BTreeMap<NodeName, NodeKeys> = BTreeMap::new();
+    let mut errors = Vec::new();
+    for (answer, (node, known)) in session.statuses(&asked).await?.into_iter().zip(&asked) {
+        let keys = answer.result.and_then(|status| {
+            status.keys.ok_or_else(|| {
+                Error::new(Kind::Node, format!("{node} has no keys of its own"))
+                    .hint("install the node again, which makes them")
+            })
+        });
+        match keys {
+            Ok(keys) => {
+                let before = Ledger::of(&files.fleet.fleet, node, known)?.sealing_key(current)?;
+                if before.is_some_and(|before| before != keys.sealing) {
+                    let what = "shows another sealing key than before: it was made anew, or is not what it was";
+                    context.ui.note(&format!("{node} {what}"));
+                }
+                shown.insert(node.clone(), keys);
+            }
+            Err(error) => {
+                context.ui.note(&format!("{node} is left as it is: {}", error.message));
+                errors.push(error);
+            }
+        }
+    }
+    if !shown.iter().all(|(node, keys)| listed.get(node) == Some(keys)) {
+        let list = |policy: &mut Policy| {
+            policy.nodes.extend(shown);
+            Ok(())
+        };
+        go_on(context, files, &args.go, list).await?;
+    } else if errors.is_empty() {
+        context.ui.note("the policy lists these keys already");
+        let open = proposal::load(files, current)?;
+        context.ui.result(&report(current, open.as_ref(), vec![]), render)?;
+    }
+    summary(&errors, asked.len()).map_or(Ok(()), Err)
 }
 
 /// Proposes a change, signs it with what is at hand, and where that is enough puts it into force.

@@ -157,6 +157,23 @@ fn life(world: &World) -> Result<()> {
     app.run(&["restart", "-e", "staging", "keeping", "--yes"])?.expect(5)?.says("secret `TOKEN` of release")?;
     reads(&app, "stage-1", SECOND)?;
     app.run(&["secret", "ls", "-o", "json"])?.expect(0)?.says("prod-1")?;
+
+    // Once the policy lists a node, another one is given secrets only if it is listed too, whatever `fleet.toml` says.
+    app.run(&["policy", "nodes", "-e", "staging", "--yes"])?.expect(0)?.says("version 1 → 2")?;
+    let policy: serde_json::Value = serde_json::from_slice(&fs::read(world.fleet().join("policy.json"))?)?;
+    ensure!(policy["nodes"]["stage-1"]["sealing"].is_string() && policy["nodes"]["prod-1"].is_null(), "{policy}");
+    set(&app, "set", "staging", SECOND, 0)?;
+    let unlisted = "none of `prod-1`";
+    set(&app, "set", "production", PRODUCTION, 3)?.says(unlisted)?.says("bulkhead policy nodes -e production")?;
+    app.deploy("production", 3)?.says(unlisted)?;
+    other.deploy("production", 0)?;
+    app.run(&["policy", "nodes", "--yes"])?.expect(0)?.says("version 2 → 3")?;
+    let ran = set(&app, "set", "production", PRODUCTION, 0)?;
+    ensure!(!ran.stdout.contains("seen first"), "{ran}");
+    app.deploy("production", 0)?;
+    reads(&app, "prod-1", PRODUCTION)?;
+    app.run(&["policy", "nodes", "--yes"])?.expect(0)?.says("lists these keys already")?;
+
     app.run(&["secret", "rm", "keeping", "TOKEN", "-e", "staging", "--yes"])?.expect(0)?;
     app.deploy("staging", 3).map(drop)
 }
