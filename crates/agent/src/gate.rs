@@ -85,6 +85,14 @@ fn failure(kind: FailureKind, rule: &str, message: String) -> Box<Failure> {
     Box::new(Failure { kind, rule: rule.into(), message, hint: None, log: vec![], position: None })
 }
 
+/// systemd closes connections beyond the socket's limit without a word, before they say anything or after.
+fn busy() -> Box<Failure> {
+    let message = "the node's keeper hung up at once: it is busy with as many requests as it takes";
+    let mut failure = failure(FailureKind::Node, "busy", message.into());
+    failure.hint = Some("try again in a minute".into());
+    failure
+}
+
 /// Says why not, as the last event. A client that is gone needs no answer.
 fn answer(output: &mut impl Write, failure: Failure) -> Result<(), String> {
     let payload = serde_json::to_vec(&Event::Failed(failure)).map_err(|error| format!("bulkhead: {error}"))?;
@@ -124,7 +132,8 @@ fn open_keeper(paths: &Paths, request: &Request) -> Result<UnixStream, Box<Failu
     let mut socket = UnixStream::connect(paths.keeper_socket(&account)).map_err(|error| node(error.to_string()))?;
     let encoded = serde_json::to_vec(request).map_err(|error| node(error.to_string()))?;
     let preface = Preface { key: connection_key(std::env::var_os("SSH_USER_AUTH").as_deref().map(Path::new)) };
-    write_opening(&mut socket, &preface, &encoded).map_err(|error| node(error.to_string()))?;
+    // Nobody else closes a connection on which nothing was said yet.
+    write_opening(&mut socket, &preface, &encoded).map_err(|_| busy())?;
     Ok(socket)
 }
 
@@ -218,10 +227,13 @@ struct Watched<'a, O: AsFd> {
 
 impl<O: AsFd> Read for Watched<'_, O> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if readable(self.input, &self.output)? {
-            self.input.read(buffer)
-        } else {
-            Err(io::ErrorKind::BrokenPipe.into())
+        if !readable(self.input, &self.output)? {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        match self.input.read(buffer) {
+            // It hung up before it had read all that we said.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(0),
+            read => read,
         }
     }
 }
@@ -237,11 +249,7 @@ fn pass(mut input: fs::File, mut output: fs::File, socket: &UnixStream) -> io::R
     });
     let watched = output.try_clone()?;
     if copy_frames(&mut Watched { input: socket, output: watched }, &mut output)? == 0 {
-        // systemd closes connections beyond the socket's limit without a word.
-        let message = "the node's keeper hung up at once: it is busy with as many requests as it takes";
-        let mut failure = failure(FailureKind::Node, "busy", message.into());
-        failure.hint = Some("try again in a minute".into());
-        answer(&mut output, *failure).map_err(io::Error::other)?;
+        answer(&mut output, *busy()).map_err(io::Error::other)?;
     }
     Ok(())
 }
@@ -275,7 +283,6 @@ fn wrap_frames(input: &mut impl Read, output: &mut impl Write) -> io::Result<()>
         let count = match input.read(&mut buffer[HEADER_BYTES..]) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
             Err(error) => return Err(error),
         };
         let kind = if count == 0 { Kind::End } else { Kind::Data };
