@@ -76,6 +76,7 @@ const NEEDS: &[Need] = &[
         Sign::Program("sshd"),
         "the SSH client is tested against it; not started as a service",
     ),
+    need(For::Test, "ssh-audit", Sign::Program("ssh-audit"), "looks for faults of a node's SSH server"),
     need(For::Test, "e2fsprogs", Sign::Program("chattr"), "makes a file that a node cannot replace"),
     need(For::Test, "git", Sign::Program("git"), "releases say which commit they were built from"),
     need(

@@ -330,7 +330,8 @@ const SEAL: &[(&str, &str)] = &[
     ("SystemCallFilter", "@system-service"),
     (
         "SystemCallFilter",
-        "~@privileged @resources @mount @keyring @obsolete @debug io_uring_setup io_uring_enter io_uring_register",
+        "~@privileged @resources @mount @keyring @obsolete @debug io_uring_setup io_uring_enter io_uring_register \
+         userfaultfd process_vm_readv process_vm_writev kcmp",
     ),
     ("SystemCallErrorNumber", "EPERM"),
     ("IPAddressDeny", "any"),

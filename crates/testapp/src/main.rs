@@ -6,7 +6,10 @@
 //!                                              HTTP on 127.0.0.1:PORT, after N ms; unhealthy with --sick; with
 //!                                              --alone leaves `DIR/met` and exits if another is on DIR already
 //! testapp exit CODE                            prints a line on stderr and exits
+//! testapp curse HEX                            writes these bytes to its log and exits
 //! testapp idle                                 stays up, listens on nothing
+//! testapp try                                  asks the kernel for what no service may have: a line for each, `NAME
+//!                                              done`, or `NAME` and the number of the error
 //! ```
 //!
 //! | request | answer |
@@ -26,6 +29,9 @@
 //! | `/work/N` | reads a file N times |
 //! | `/hog/MIB` | takes that much memory and keeps it |
 //! | `/fork/N` | starts N processes that stay: how many it got |
+//! | `/multiply` | `started`: from then on every process starts others, without end |
+//! | `/try` | what `testapp try` prints |
+//! | `/say/HEX` | writes these bytes and a line's end to its log: `said` |
 //! | `/crash` | the process ends with 3 |
 #![expect(clippy::print_stderr, clippy::exit, reason = "a test program talks through its standard streams")]
 
@@ -38,6 +44,10 @@ use std::{
     thread,
     time::Duration,
 };
+
+mod forbidden;
+
+const TESTAPP: &str = "/app/testapp";
 
 fn main() {
     let words: Vec<String> = env::args().collect();
@@ -58,8 +68,16 @@ fn main() {
         ["idle"] => loop {
             thread::park();
         },
+        ["curse", hex] => {
+            say(hex).expect("a log");
+            exit(1);
+        }
+        ["try"] => forbidden::try_all(),
+        ["multiply"] => multiply(),
         _ => {
-            eprintln!("usage: testapp serve PORT [--start-ms N] [--sick] [--alone DIR] | exit CODE | idle");
+            eprintln!(
+                "usage: testapp serve PORT [--start-ms N] [--sick] [--alone DIR] | exit CODE | curse HEX | idle | try"
+            );
             exit(2);
         }
     }
@@ -141,6 +159,9 @@ fn answer(path: &str, sick: bool) -> (&'static str, String) {
             .map(|()| "worked".into()),
         "hog" => Ok(hog(rest.parse().unwrap_or(0))),
         "fork" => Ok(fork(rest.parse().unwrap_or(0))),
+        "multiply" => Command::new(TESTAPP).arg("multiply").spawn().map(|_| "started".into()),
+        "try" => Command::new(TESTAPP).arg("try").output().map(|output| String::from_utf8_lossy(&output.stdout).into()),
+        "say" => say(rest),
         "env" => Ok(env::vars().map(|(key, value)| format!("{key}={value}\n")).collect()),
         "crash" => exit(3),
         _ => return ("404 Not Found", "no such path".into()),
@@ -164,7 +185,7 @@ fn append(path: &str, text: &str) -> io::Result<String> {
 }
 
 fn exec_copy(path: &str) -> io::Result<String> {
-    fs::copy("/app/testapp", path)?;
+    fs::copy(TESTAPP, path)?;
     Command::new(path).args(["exit", "0"]).status().map(|_| "ran".into())
 }
 
@@ -182,12 +203,29 @@ fn hog(mib: usize) -> String {
 }
 
 fn fork(count: usize) -> String {
-    let started = (0..count).map_while(|_| Command::new("/app/testapp").arg("idle").spawn().ok()).count();
+    let started = (0..count).map_while(|_| Command::new(TESTAPP).arg("idle").spawn().ok()).count();
     started.to_string()
 }
 
+/// Bounded by nothing but the limits of its service.
+fn multiply() -> ! {
+    loop {
+        // At the limit it fails, and is tried again at once.
+        Command::new(TESTAPP).arg("multiply").spawn().ok();
+    }
+}
+
+/// As any program may write to its own log.
+fn say(hex: &str) -> io::Result<String> {
+    let digits: Option<Vec<u8>> =
+        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok()).collect();
+    let line = [&digits.ok_or(io::ErrorKind::InvalidInput)?[..], b"\n"].concat();
+    io::stderr().write_all(&line)?;
+    Ok("said".into())
+}
+
 fn spawn() -> io::Result<String> {
-    let mut child = Command::new("/app/testapp").args(["exit", "0"]).spawn()?;
+    let mut child = Command::new(TESTAPP).args(["exit", "0"]).spawn()?;
     let number = child.id();
     child.wait().map(|_| number.to_string())
 }

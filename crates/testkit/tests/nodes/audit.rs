@@ -24,7 +24,7 @@ fn audit(world: &World, more: &[&str], code: i32) -> Result<Ran> {
 }
 
 /// The files of this kind below a directory.
-fn found(directory: &Path, what: &dyn Fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
+pub(crate) fn found(directory: &Path, what: &dyn Fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
     let mut all = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
@@ -38,7 +38,7 @@ fn found(directory: &Path, what: &dyn Fn(&Path) -> bool) -> Result<Vec<PathBuf>>
 }
 
 /// Has stock `ssh-keygen` verify a signed document with an OpenSSH public key.
-fn verify(folder: &Path, signed: &Value, namespace: &str, key: &str) -> Result<bool> {
+pub(crate) fn verify(folder: &Path, signed: &Value, namespace: &str, key: &str) -> Result<bool> {
     let allowed = folder.join("allowed");
     fs::write(&allowed, format!("node {key}\n"))?;
     let signature = folder.join("signature");

@@ -6,7 +6,11 @@ use bulkhead_testkit::world::{App, World, noise};
 use std::{
     fs,
     io::Write as _,
+    os::unix::fs::FileExt as _,
     process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 pub(crate) const TESTS: &[(&str, crate::Test)] = &[
@@ -14,6 +18,8 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("a_pack_over_a_base_and_one_that_lacks_something", partial_packs),
     ("a_corrupted_pack_runs_nothing", corrupted),
     ("what_is_no_pack_or_no_file_in_the_box", no_pack),
+    ("a_pack_that_changes_while_it_is_read", swapped),
+    ("a_pack_of_a_huge_size", giant),
     ("the_box_takes_and_gives_nothing", write_only),
     ("a_pack_is_not_written_into_the_app", inside),
 ];
@@ -24,7 +30,12 @@ const BOX: &str = "/var/lib/bulkhead/drop/in";
 
 /// Runs commands of the stock `sftp` on a node's drop box: exit code and all that it said.
 fn sftp(world: &World, node: &str, commands: &str) -> Result<(i32, String)> {
-    let ssh = ssh(world, node, "bulkhead-drop")?;
+    sftp_as(world, node, "bulkhead-drop", commands)
+}
+
+/// Likewise as another of the node's accounts.
+pub(crate) fn sftp_as(world: &World, node: &str, account: &str, commands: &str) -> Result<(i32, String)> {
+    let ssh = ssh(world, node, account)?;
     let mut words: Vec<_> = ssh.get_args().map(ToOwned::to_owned).collect();
     words.retain(|word| word != "-T");
     let address = words.pop().context("no address")?;
@@ -124,6 +135,76 @@ fn corrupted(world: &World) -> Result<()> {
     }
     app.deploy("staging", 0)?;
     app.serves("stage-1", "2 of dropped-bad")
+}
+
+/// A courier writes into the very file that the keeper reads: what runs is what was signed, or nothing is.
+fn swapped(world: &World) -> Result<()> {
+    let app = world.app("dropped-swapped", SERVE, WEB)?;
+    app.deploy("staging", 0)?;
+    let mut serving = "1".to_owned();
+    let mut taken = 0;
+    for round in 0..6_u64 {
+        let new = format!("{round} of dropped-swapped");
+        app.write("version.txt", &new)?;
+        let large = noise(6 << 20, 60 + round);
+        fs::write(app.folder.join("large.bin"), &large)?;
+        let path = pack(&app, "swapped.pack", &[])?;
+        put(world, "stage-1", &path, "swapped.pack")?;
+        let good = fs::read(&path)?;
+        let evil: Vec<u8> = good.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at > 4096)).collect();
+        let in_box = app.node_root("stage-1")?.join(BOX.trim_start_matches('/')).join("swapped.pack");
+        let stays = fs::OpenOptions::new().write(true).open(in_box)?;
+        let running = AtomicBool::new(true);
+        let ran = thread::scope(|scope| {
+            scope.spawn(|| {
+                // The later the round, the longer the good one is there.
+                let pause = Duration::from_millis(round * round * 4);
+                while running.load(Ordering::Relaxed) {
+                    stays.write_all_at(&evil, 0).ok();
+                    stays.write_all_at(&good, 0).ok();
+                    thread::park_timeout(pause);
+                }
+            });
+            let ran = app.run(&["deploy", "-e", "staging", "--yes", "--dropped", "swapped.pack"]);
+            running.store(false, Ordering::Relaxed);
+            ran
+        })?;
+        match ran.code {
+            0 => {
+                (serving, taken) = (new, taken + 1);
+                let (_, read) = app.get("stage-1", "/read/app/large.bin")?;
+                ensure!(read == String::from_utf8_lossy(&large), "what runs is not what was signed");
+            }
+            _ => drop(ran.expect(5)?.says("swapped.pack")?),
+        }
+        app.serves("stage-1", &serving)?;
+    }
+    // Nothing came into the store under another's name.
+    world.on_node("stage-1", &["systemctl", "start", "bulkhead-scrub.service"])?;
+    ensure!(taken < 6, "nobody wrote while the keeper read");
+    app.deploy("staging", 0)?;
+    app.serves("stage-1", "5 of dropped-swapped")
+}
+
+/// As long as a file system lets a file be, and nearly nothing of it on the disk: SFTP can make that by one request.
+fn giant(world: &World) -> Result<()> {
+    let app = world.app("dropped-giant", SERVE, WEB)?;
+    app.write("own.txt", "of dropped-giant")?;
+    let good = pack(&app, "giant.pack", &[])?;
+    let fill = world.folder().join("giant-empty").display().to_string();
+    fs::write(&fill, "")?;
+    // One that is nothing else, and one that begins as it should.
+    for (file, code) in [(&fill, 5), (&good, 0)] {
+        put(world, "stage-1", file, "giant.pack")?;
+        world.on_node("stage-1", &["truncate", "--size=7T", &format!("{BOX}/giant.pack")])?;
+        let began = Instant::now();
+        let ran = app.run(&["deploy", "-e", "staging", "--yes", "--dropped", "giant.pack"])?;
+        ensure!(began.elapsed() < Duration::from_secs(30), "the keeper read for {:?}", began.elapsed());
+        ran.expect(code)?;
+        ensure!(!box_of(world, "stage-1")?.contains("giant.pack"), "it is still there");
+        ensure!((code == 0) == app.socket("stage-1").is_ok(), "what runs is not what was said");
+    }
+    app.serves("stage-1", "1")
 }
 
 fn no_pack(world: &World) -> Result<()> {

@@ -22,6 +22,7 @@ mod recovering;
 mod sealed;
 mod secrets;
 mod tools;
+mod transport;
 mod trust;
 
 use bulkhead_testkit::world::World;
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
     all.extend(trials("left", three, left::TESTS, &steady));
     all.extend(trials("orders", three, orders::TESTS, &steady));
     all.extend(trials("sealed", three, sealed::TESTS, &steady));
+    all.extend(trials("transport", three, transport::TESTS, &steady));
     all.extend(trials("hostile", three, hostile::TESTS, &steady));
     all.extend(trials("tools", three, tools::TESTS, &steady));
     all.extend(trials("lives", "stage-1=staging", &lives::TESTS[..1], &doomed));

@@ -17,10 +17,13 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("signed_by_a_stranger", stranger),
     ("signed_in_another_namespace", namespace),
     ("tampered_after_signing", tampered),
+    ("settings_altered_after_signing", settings),
     ("for_another_node", another_node),
+    ("for_another_app", another_app),
     ("for_another_fleet", another_fleet),
     ("replayed", replayed),
-    ("expired", expired),
+    ("counted_too_low_or_to_the_end", counted),
+    ("of_another_time", times),
 ];
 
 /// A plain `ssh` to a node, with nothing of this machine's own configuration.
@@ -30,6 +33,15 @@ pub(crate) fn ssh(world: &World, node: &str, account: &str) -> Result<Command> {
 
 /// Likewise with another key.
 pub(crate) fn ssh_with_key(world: &World, node: &str, account: &str, key: &Path) -> Result<Command> {
+    ssh_as(world, node, account, key, &["-T"])
+}
+
+/// Likewise with more options, before the others.
+pub(crate) fn ssh_with_options(world: &World, node: &str, account: &str, options: &[&str]) -> Result<Command> {
+    ssh_as(world, node, account, &world.key(), options)
+}
+
+fn ssh_as(world: &World, node: &str, account: &str, key: &Path, options: &[&str]) -> Result<Command> {
     let (address, host_key) = world.address(node)?;
     let known_hosts = world.folder().join(format!("known-hosts-{node}"));
     // Other tests read it at this moment: it is there whole or not at all.
@@ -37,17 +49,8 @@ pub(crate) fn ssh_with_key(world: &World, node: &str, account: &str, key: &Path)
     fresh.write_all(format!("{address} {host_key}\n").as_bytes())?;
     fresh.persist(&known_hosts)?;
     let mut command = Command::new("ssh");
-    command.args([
-        "-F",
-        "none",
-        "-T",
-        "-o",
-        "BatchMode=yes",
-        "-o",
-        "IdentitiesOnly=yes",
-        "-o",
-        "StrictHostKeyChecking=yes",
-    ]);
+    command.args(options);
+    command.args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=yes"]);
     command.arg("-o").arg(format!("UserKnownHostsFile={}", known_hosts.display()));
     command.arg("-i").arg(key).arg(format!("{account}@{address}"));
     Ok(command)
@@ -114,14 +117,14 @@ pub(crate) fn sign(key: &Path, namespace: &str, bytes: &[u8], folder: &Path) -> 
 }
 
 /// A good order to stop an app that runs on stage-1, as JSON to be changed, and a folder to work in.
-struct Bench<'a> {
+pub(crate) struct Bench<'a> {
     world: &'a World,
     name: &'static str,
-    order: Value,
+    pub(crate) order: Value,
 }
 
 impl<'a> Bench<'a> {
-    fn new(world: &'a World, name: &'static str) -> Result<Self> {
+    pub(crate) fn new(world: &'a World, name: &'static str) -> Result<Self> {
         let app = world.app(name, &["serve", "3000"], "port = 3000\nstop = \"1s\"")?;
         app.deploy("staging", 0)?;
         let root = app.node_root("stage-1")?;
@@ -136,7 +139,7 @@ impl<'a> Bench<'a> {
         Ok(Self { world, name, order })
     }
 
-    fn bytes(&self) -> Result<Vec<u8>> {
+    pub(crate) fn bytes(&self) -> Result<Vec<u8>> {
         Ok(serde_json::to_vec_pretty(&self.order)?)
     }
 
@@ -145,14 +148,14 @@ impl<'a> Bench<'a> {
         sign(&self.world.key(), "order@bulkhead", bytes, &app)
     }
 
-    fn submit(&self, bytes: &[u8], signatures: Vec<String>) -> Result<Event> {
+    pub(crate) fn submit(&self, bytes: &[u8], signatures: Vec<String>) -> Result<Event> {
         let submit = Submit { signatures, ..Submit::default() };
         let request = Request { protocol: PROTOCOL, ask: Ask::Submit(submit) };
         converse(self.world, "stage-1", &request, &[bytes])?.pop().context("no event")
     }
 
     /// Demands a refusal by this rule, that the app serves on, and that the audit log has it.
-    fn refused(&self, bytes: &[u8], signatures: Vec<String>, rule: &str) -> Result<()> {
+    pub(crate) fn refused(&self, bytes: &[u8], signatures: Vec<String>, rule: &str) -> Result<()> {
         match self.submit(bytes, signatures)? {
             Event::Failed(failure) => {
                 ensure!(failure.kind == FailureKind::Refused && failure.rule == rule, "{failure:?}");
@@ -204,6 +207,55 @@ fn tampered(world: &World) -> Result<()> {
     bench.refused(&bench.bytes()?, vec![signature], "threshold")
 }
 
+type Change = fn(&mut Value);
+
+/// A new release on its way, with one thing changed that decides what runs.
+fn settings(world: &World) -> Result<()> {
+    let mut bench = Bench::new(world, "altered")?;
+    let app = world.app("altered", &["serve", "3000"], "port = 3000\nstop = \"1s\"")?;
+    let stored = app.node_root("stage-1")?.join("var/lib/bulkhead/apps/altered/releases/1/order.json");
+    let run: Value = serde_json::from_slice(&fs::read(stored)?)?;
+    bench.order["action"] = run["action"].clone();
+    let bytes = bench.bytes()?;
+    let signature = bench.signed(&bytes)?;
+    let good = bench.order.clone();
+    let changes: [(&str, Change); 9] = [
+        ("environment", |run| run["services"][0]["env"]["LD_PRELOAD"] = "/data/evil.so".into()),
+        ("mounts", |run| run["services"][0]["volumes"] = serde_json::json!([{"name": "etc", "path": "/etc"}])),
+        ("command", |run| run["services"][0]["command"] = serde_json::json!(["/app/testapp", "exit", "0"])),
+        ("port", |run| run["services"][0]["port"] = 22.into()),
+        ("executable memory", |run| run["services"][0]["jit"] = true.into()),
+        ("limits", |run| run["services"][0]["tasks_max"] = 1_000_000.into()),
+        ("secrets", |run| run["services"][0]["secrets"] = serde_json::json!(["TOKEN"])),
+        ("image", |run| run["image"] = "ab".repeat(32).into()),
+        ("what to go back to", |run| run["fallback"] = serde_json::json!(["ab".repeat(32)])),
+    ];
+    for (what, change) in changes {
+        bench.order = good.clone();
+        change(&mut bench.order["action"]);
+        let altered = bench.bytes()?;
+        ensure!(altered != bytes, "{what}: nothing was changed");
+        bench.refused(&altered, vec![signature.clone()], "threshold").context(what)?;
+    }
+    let spaced = [&bytes[..], b" "].concat();
+    bench.refused(&spaced, vec![signature.clone()], "threshold").context("a space")?;
+    let event = bench.submit(&bytes, vec![signature])?;
+    ensure!(matches!(event, Event::Done(_)), "{event:?}");
+    Ok(())
+}
+
+fn another_app(world: &World) -> Result<()> {
+    let mut bench = Bench::new(world, "own-app")?;
+    let other = Bench::new(world, "other-app")?;
+    let signature = other.signed(&other.bytes()?)?;
+    bench.order = other.order.clone();
+    bench.order["app"] = "own-app".into();
+    let bytes = bench.bytes()?;
+    bench.refused(&bytes, vec![signature], "threshold")?;
+    // Signed for this one, with where the other stands.
+    bench.refused(&bytes, vec![bench.signed(&bytes)?], "previous")
+}
+
 fn another_node(world: &World) -> Result<()> {
     let mut bench = Bench::new(world, "elsewhere")?;
     let target = bench.order["targets"]["stage-1"].take();
@@ -235,9 +287,45 @@ fn replayed(world: &World) -> Result<()> {
     bench.refused(&old, signatures, "counter")
 }
 
-fn expired(world: &World) -> Result<()> {
-    let mut bench = Bench::new(world, "stale")?;
-    bench.order["not_after"] = 1_000_000.into();
+fn counted(world: &World) -> Result<()> {
+    let mut bench = Bench::new(world, "counted")?;
+    let good = bench.order.clone();
+    let end = u64::MAX;
+    for (counter, floor, rule) in
+        [(0, None, "malformed"), (1, None, "counter"), (end, None, "counter"), (end, Some(end - 1), "counter")]
+    {
+        bench.order["targets"]["stage-1"]["counter"] = counter.into();
+        if let Some(floor) = floor {
+            bench.order["targets"]["stage-1"]["floor"] = floor.into();
+        }
+        let bytes = bench.bytes()?;
+        bench.refused(&bytes, vec![bench.signed(&bytes)?], rule).with_context(|| format!("{counter}, {floor:?}"))?;
+    }
+    // None of them used anything up.
+    bench.order = good;
     let bytes = bench.bytes()?;
-    bench.refused(&bytes, vec![bench.signed(&bytes)?], "expired")
+    let event = bench.submit(&bytes, vec![bench.signed(&bytes)?])?;
+    ensure!(matches!(event, Event::Done(_)), "{event:?}");
+    Ok(())
+}
+
+fn times(world: &World) -> Result<()> {
+    const MINUTE: i64 = 60;
+    const YEAR: i64 = 365 * 24 * 60 * MINUTE;
+    let mut bench = Bench::new(world, "timely")?;
+    let now = bench.order["issued"].as_i64().context("no time")?;
+    for (case, issued, not_after) in [
+        ("expired long ago", now - YEAR, now - YEAR + 60 * MINUTE),
+        ("expired a moment ago", now - 60 * MINUTE, now - MINUTE),
+        ("good for a year", now, now + YEAR),
+        ("of a year ago and still good", now - YEAR, now + 60 * MINUTE),
+        ("of a clock that is ahead", now + 30 * MINUTE, now + 60 * MINUTE),
+        ("of ten years on", now + 10 * YEAR, now + 10 * YEAR + MINUTE),
+    ] {
+        bench.order["issued"] = issued.into();
+        bench.order["not_after"] = not_after.into();
+        let bytes = bench.bytes()?;
+        bench.refused(&bytes, vec![bench.signed(&bytes)?], "expired").with_context(|| case)?;
+    }
+    Ok(())
 }

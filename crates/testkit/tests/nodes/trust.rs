@@ -30,6 +30,7 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("an_observer_keeps_no_order_out", crowd),
     ("a_snapshot_forgets_nothing_unseen", snapshot),
     ("a_silent_fleet_starts_nothing_new", heartbeat),
+    ("a_clock_that_went_back_starts_nothing_new", clock),
     ("a_node_without_what_is_demanded_runs_nothing", isolation),
     ("ci_deploys_within_a_standing_order", standing),
 ];
@@ -40,7 +41,7 @@ const WEB: &str = "port = 3000\ndrain = \"100ms\"\nstop = \"1s\"";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A new key of the world, and its public line.
-fn key(world: &World, name: &str) -> Result<(PathBuf, String)> {
+pub(crate) fn key(world: &World, name: &str) -> Result<(PathBuf, String)> {
     let path = world.folder().join(name);
     let made =
         Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(&path).status()?;
@@ -49,7 +50,7 @@ fn key(world: &World, name: &str) -> Result<(PathBuf, String)> {
     Ok((path, line))
 }
 
-fn fleet(world: &World, words: &[&str]) -> Result<Ran> {
+pub(crate) fn fleet(world: &World, words: &[&str]) -> Result<Ran> {
     world.run(&world.fleet(), words)
 }
 
@@ -77,28 +78,28 @@ pub(crate) fn people(world: &World) -> Result<(PathBuf, PathBuf)> {
     Ok((bob, ci))
 }
 
-fn mark<'a>(world: &World, app: &App<'a>, ci: &Path, more: &[&str]) -> Result<Ran> {
+pub(crate) fn mark<'a>(world: &World, app: &App<'a>, ci: &Path, more: &[&str]) -> Result<Ran> {
     let words = ["ci", "mark", "--repository", "r", "--commit", "c", "--builder", "b"];
     world.run_with_key(&app.folder, &[&words[..], more].concat(), ci)
 }
 
-fn deploy_with(world: &World, app: &App<'_>, environment: &str, key: &Path, more: &[&str]) -> Result<Ran> {
+pub(crate) fn deploy_with(world: &World, app: &App<'_>, environment: &str, key: &Path, more: &[&str]) -> Result<Ran> {
     world.run_with_key(&app.folder, &[&["deploy", "-e", environment, "--yes"][..], more].concat(), key)
 }
 
 /// What the last conversation of this request ended with.
-fn last(world: &World, account: &str, ask: Ask, streams: &[&[u8]]) -> Result<Event> {
+pub(crate) fn last(world: &World, account: &str, ask: Ask, streams: &[&[u8]]) -> Result<Event> {
     converse_as(world, "stage-1", account, &Request { protocol: PROTOCOL, ask }, streams)?.pop().context("no event")
 }
 
-fn refused(event: &Event, rule: &str) -> Result<()> {
+pub(crate) fn refused(event: &Event, rule: &str) -> Result<()> {
     match event {
         Event::Failed(failure) if failure.kind == FailureKind::Refused && failure.rule == rule => Ok(()),
         other => bail!("{other:?} instead of a refusal by {rule}"),
     }
 }
 
-fn is_on_record(world: &World, node: &str, words: &[&str]) -> Result<()> {
+pub(crate) fn is_on_record(world: &World, node: &str, words: &[&str]) -> Result<()> {
     let audit = world.on_node(node, &["cat", "/var/lib/bulkhead/audit.jsonl"])?;
     ensure!(audit.lines().any(|line| words.iter().all(|word| line.contains(word))), "no line with {words:?}: {audit}");
     Ok(())
@@ -175,6 +176,15 @@ fn policy_roots(world: &World) -> Result<()> {
     refused(&bring(&change(|policy| policy["version"] = json!(5)), &[&owner, &bob])?, "policy-version")?;
     refused(&bring(&change(|policy| policy["version"] = json!(2)), &[&owner, &bob])?, "policy-version")?;
     refused(&bring(&change(|policy| policy["fleet"] = json!("other")), &[&owner, &bob])?, "fleet")?;
+    // One key would count as two people.
+    let mut twice = change(|_| ());
+    let eve_may = json!({"key": eve_line, "roles": ["release"]});
+    twice["keys"]["eve"] = eve_may.clone();
+    twice["keys"]["evelyn"] = eve_may;
+    refused(&bring(&twice, &[&owner, &bob])?, "malformed")?;
+    let mut root = change(|_| ());
+    root["root"]["keys"] = json!([eve_line, eve_line]);
+    refused(&bring(&root, &[&owner, &bob])?, "malformed")?;
     is_on_record(world, "stage-1", &["refused", "policy-version"])?;
     ensure!(version_of(world, "stage-1")? == 3, "taken");
     // An order's signature is none over a policy.
@@ -598,6 +608,28 @@ fn heartbeat(world: &World) -> Result<()> {
     app.run(&["stop", "-e", "staging", "pulse", "--yes"])?.expect(0)?;
     app.run(&["start", "-e", "staging", "pulse", "--yes"])?.expect(5)?.says("heartbeat")?;
     fleet(world, &["policy", "heartbeat"])?.expect(0)?.says("heard")?;
+    app.deploy("staging", 0)?;
+    app.serves("stage-1", "2")
+}
+
+/// The clock of these nodes is this machine's. So what the node remembers is moved ahead of it instead.
+fn clock(world: &World) -> Result<()> {
+    let app = world.app("timely", SERVE, WEB)?;
+    app.deploy("staging", 0)?;
+    let head = app.node_root("stage-1")?.join("var/lib/bulkhead/apps/timely/head.json");
+    let was = fs::read(&head)?;
+    let mut ahead: Value = serde_json::from_slice(&was)?;
+    let accepted = ahead["accepted"].as_i64().context("no time")?;
+    ahead["accepted"] = (accepted + 365 * 24 * 3600).into();
+    fs::write(&head, serde_json::to_vec(&ahead)?)?;
+    app.write("version.txt", "2")?;
+    app.deploy("staging", 5)?.says("clock")?;
+    // Of another app as well: a node has one clock.
+    let other = world.app("untimely", SERVE, WEB)?;
+    other.deploy("staging", 5)?.says("clock")?;
+    is_on_record(world, "stage-1", &["refused", "\"clock\""])?;
+    app.serves("stage-1", "1")?;
+    fs::write(&head, was)?;
     app.deploy("staging", 0)?;
     app.serves("stage-1", "2")
 }

@@ -56,7 +56,25 @@ fn tasks(lane: &mut Lane) -> Result<()> {
     let held = lane.machine.console("cat /sys/fs/cgroup/bulkhead.slice/bulkhead-bomb.web.r1.service/pids.events")?;
     let refused = held.split_whitespace().nth(1).unwrap_or_default();
     ensure!(refused != "0", "the kernel refused no process: {held}");
-    lane.world.run(&lane.world.fleet(), &["rm", "-e", "staging", "bomb", "--yes"])?.expect(0).map(drop)
+    lane.world.run(&lane.world.fleet(), &["rm", "-e", "staging", "bomb", "--yes"])?.expect(0)?;
+    // One that never gives up: each of its processes starts others for as long as it lives.
+    {
+        let app = lane.world.app("endless", &["serve", "3000"], &format!("{WEB}tasks = 40\ncpu_percent = 50"))?;
+        app.deploy("staging", 0)?;
+    }
+    lane.served("endless")?;
+    ensure!(lane.get("endless", "/multiply")?.1 == "started", "it did not begin");
+    lane.until("it has as many processes as it may", |machine| {
+        let group = "/sys/fs/cgroup/bulkhead.slice/bulkhead-endless.web.r1.service";
+        let held = machine.console(&format!("grep -c . {group}/cgroup.procs; cat {group}/pids.events"))?;
+        Ok(held.lines().nth(1).is_some_and(|line| line != "max 0"))
+    })?;
+    answers(lane)?;
+    lane.world.run(&lane.world.fleet(), &["stop", "-e", "staging", "endless", "--yes"])?.expect(0)?;
+    let services =
+        lane.machine.console("systemctl list-units --no-legend --plain 'bulkhead-endless*.service' --state=active")?;
+    ensure!(!services.contains("endless.web.r1.service"), "it goes on: {services}");
+    lane.world.run(&lane.world.fleet(), &["rm", "-e", "staging", "endless", "--yes"])?.expect(0).map(drop)
 }
 
 fn verity(lane: &mut Lane) -> Result<()> {
