@@ -11,6 +11,7 @@ mod broken;
 mod cases;
 mod deploying;
 mod dropbox;
+mod escapes;
 mod hostile;
 mod left;
 mod lives;
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
     all.extend(trials("orders", three, orders::TESTS, &steady));
     all.extend(trials("sealed", three, sealed::TESTS, &steady));
     all.extend(trials("transport", three, transport::TESTS, &steady));
+    all.extend(trials("escapes", three, escapes::TESTS, &steady));
     all.extend(trials("hostile", three, hostile::TESTS, &steady));
     all.extend(trials("tools", three, tools::TESTS, &steady));
     all.extend(trials("lives", "stage-1=staging", &lives::TESTS[..1], &doomed));
