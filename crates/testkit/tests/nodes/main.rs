@@ -22,6 +22,7 @@ mod promoting;
 mod recovering;
 mod sealed;
 mod secrets;
+mod security_keys;
 mod tools;
 mod transport;
 mod trust;
@@ -103,6 +104,7 @@ fn main() -> ExitCode {
             .map_err(|error| Failed::from(format!("{error:#}")))
     }));
     all.extend(alone("attack", "stage-1=staging,prod-1=production", attack::TESTS));
+    all.extend(alone("security_keys", "stage-1=staging", security_keys::TESTS));
     all.extend(alone("audit", "stage-1=staging", audit::TESTS));
     all.extend(alone("secrets", "stage-1=staging,prod-1=production", secrets::TESTS));
     let conclusion = libtest_mimic::run(&arguments, all);
