@@ -23,6 +23,7 @@ mod recovering;
 mod sealed;
 mod secrets;
 mod security_keys;
+mod stock;
 mod tools;
 mod transport;
 mod trust;
@@ -105,6 +106,7 @@ fn main() -> ExitCode {
     }));
     all.extend(alone("attack", "stage-1=staging,prod-1=production", attack::TESTS));
     all.extend(alone("security_keys", "stage-1=staging", security_keys::TESTS));
+    all.extend(alone("stock", "stage-1=staging", stock::TESTS));
     all.extend(alone("audit", "stage-1=staging", audit::TESTS));
     all.extend(alone("secrets", "stage-1=staging,prod-1=production", secrets::TESTS));
     let conclusion = libtest_mimic::run(&arguments, all);
