@@ -40,6 +40,16 @@ fn reads(app: &App<'_>, node: &str, value: &str) -> Result<()> {
     Ok(())
 }
 
+/// No process of a node has it in its environment or command line.
+fn in_no_process(world: &World, value: &str) -> Result<()> {
+    // As a pattern that does not match itself, for it is in the command line of whoever looks.
+    let (first, rest) = value.split_at(1);
+    let script = format!("grep -lasE '[{first}]{rest}' /proc/[0-9]*/environ /proc/[0-9]*/cmdline || true");
+    let found = world.on_node("stage-1", &["sh", "-c", &script])?;
+    ensure!(found.is_empty(), "the value is in {found}");
+    Ok(())
+}
+
 /// Files below a directory that have this text in them.
 fn having(text: &str, directory: &Path) -> Result<String> {
     let output = Command::new("grep").args(["-rlaF", "-D", "skip", text]).arg(directory).output()?;
@@ -47,7 +57,7 @@ fn having(text: &str, directory: &Path) -> Result<String> {
 }
 
 fn nowhere(value: &str, root: &Path) -> Result<()> {
-    for place in ["var/lib/bulkhead", "var/lib/systemd", "run/systemd/system", "etc", "var/log"] {
+    for place in ["var", "etc", "tmp", "root", "home", "run/systemd", "run/log", "run/bulkhead"] {
         let found = having(value, &root.join(place))?;
         ensure!(found.is_empty(), "the value is in {found}");
     }
@@ -85,8 +95,30 @@ fn life(world: &World) -> Result<()> {
     let journal = world.on_node("stage-1", &["journalctl", "--no-pager", "-o", "export"])?;
     ensure!(!journal.contains(FIRST), "the value is in the journal");
     nowhere(FIRST, &root)?;
+    in_no_process(world, FIRST)?;
+    // This folder is the person's home, with the repository and what `bulkhead` remembers.
     let here = having(FIRST, world.folder())?;
     ensure!(here.is_empty(), "the value is in {here}");
+
+    // The machine that runs CI's jobs: a clone of the repository, and no key that anybody knows.
+    let runner = tempfile::tempdir()?;
+    let clone = runner.path().join("clone");
+    let copied = Command::new("cp").arg("-a").arg(world.fleet()).arg(&clone).status()?;
+    ensure!(copied.success(), "cannot clone");
+    let (own, _) = crate::trust::key(world, "runner")?;
+    let here = |name: &str| runner.path().join(name);
+    let (state, cache) = (here("state"), here("cache"));
+    let settings = [("HOME", runner.path()), ("BULKHEAD_FLEET", &clone), ("BULKHEAD_KEY", &own)];
+    let settings = [&settings[..], &[("BULKHEAD_STATE", &state), ("BULKHEAD_CACHE", &cache)]].concat();
+    for words in
+        [&["deploy", "-e", "staging", "--yes"][..], &["releases", "-e", "staging"], &["restart", "keeping", "--yes"]]
+    {
+        let ran = world.run_with_env(&app.folder, words, &settings)?;
+        ensure!(ran.code != 0, "a runner may: {ran}");
+    }
+    ensure!(clone.join(".bulkhead/secrets/staging/keeping/TOKEN.json").is_file(), "the clone has no sealed value");
+    let found = having(FIRST, runner.path())?;
+    ensure!(found.is_empty(), "the value is in {found}");
 
     // Neither another app nor whoever may look at files reads it.
     let other = world.app("nosy", SERVE, WEB)?;
@@ -119,6 +151,9 @@ fn life(world: &World) -> Result<()> {
     reads(&app, "stage-1", SECOND)?;
     let root = app.node_root("stage-1")?;
     nowhere(SECOND, &root)?;
+    in_no_process(world, SECOND)?;
+    let here = having(SECOND, world.folder())?;
+    ensure!(here.is_empty(), "the value is in {here}");
     let kept = |number: u64| root.join(format!("var/lib/bulkhead/apps/keeping/releases/{number}/secrets"));
     ensure!(!kept(1).exists() && kept(2).exists(), "secrets of releases that run no more are kept");
 
