@@ -20,6 +20,7 @@ mod older;
 mod orders;
 mod promoting;
 mod recovering;
+mod runbooks;
 mod sealed;
 mod secrets;
 mod security_keys;
@@ -107,6 +108,7 @@ fn main() -> ExitCode {
     all.extend(alone("attack", "stage-1=staging,prod-1=production", attack::TESTS));
     all.extend(alone("security_keys", "stage-1=staging", security_keys::TESTS));
     all.extend(alone("stock", "stage-1=staging", stock::TESTS));
+    all.extend(alone("runbooks", "prod-1=production", runbooks::TESTS));
     all.extend(alone("audit", "stage-1=staging", audit::TESTS));
     all.extend(alone("secrets", "stage-1=staging,prod-1=production", secrets::TESTS));
     let conclusion = libtest_mimic::run(&arguments, all);
