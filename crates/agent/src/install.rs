@@ -327,6 +327,17 @@ pub fn uninstall_command(arguments: &[String]) -> Result<String, String> {
     uninstall(&root, options).map(|removal| to_json(&removal)).map_err(|error| chain(&error))
 }
 
+/// `bulkhead-agent discharge keep|delete`: makes the running system no node any more, and tells the journal.
+///
+/// # Errors
+/// A sentence for standard error, its causes included.
+pub fn discharge(volumes: bool) -> Result<String, String> {
+    // Whoever asked has the answer first: its connection ends with the node's SSH server.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let removal = uninstall(Path::new("/"), UninstallOptions { volumes }).map_err(|error| chain(&error))?;
+    Ok([removal.changes, removal.notes].concat().join("\n"))
+}
+
 fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string_pretty(value).expect("lists of text always serialise")
 }

@@ -22,6 +22,7 @@
 pub mod bring;
 mod caller;
 pub mod carry;
+mod discharge;
 mod dropbox;
 pub mod images;
 pub mod logs;
@@ -246,6 +247,9 @@ fn serve(paths: &Paths, peer: &mut Peer, caller: &Caller) -> Result<Done, Box<Fa
         }
         Ask::Audit { from } => send_audit(paths, peer, from)?,
         Ask::Bring(bring) => bring::bring(paths, peer, bring, preface.key.as_deref(), caller)?,
+        Ask::Discharge { signatures } => {
+            discharge::discharge(paths, peer, &signatures, preface.key.as_deref())?;
+        }
         Ask::Submit(submit) => return submit::submit(paths, peer, &submit, preface.key.as_deref()),
         Ask::Open { .. } => {
             return Err(failure(FailureKind::Request, "malformed", "connections to services do not pass the keeper"));

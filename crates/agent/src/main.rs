@@ -14,7 +14,7 @@ use std::{
 const USAGE: &str = "usage: bulkhead-agent gate | keeper | boot | settle | scrub | mount IMAGE | unmount IMAGE
        bulkhead-agent await-port PORT PROGRAM [ARGUMENT…] | tool ID
        bulkhead-agent install [--root DIR] [--verify | --adopt]
-       bulkhead-agent uninstall [--root DIR] [--volumes] | revert
+       bulkhead-agent uninstall [--root DIR] [--volumes] | revert | discharge keep | discharge delete
        bulkhead-agent --version";
 
 /// What to say on standard output, or on standard error and fail.
@@ -57,6 +57,7 @@ fn command(arguments: &[String]) -> Outcome {
         ["tool", id] => tool::run(&paths, id).map(|()| String::new()),
         ["install", ..] => install::command(&arguments[1..]),
         ["uninstall", ..] => install::uninstall_command(&arguments[1..]),
+        ["discharge", volumes @ ("keep" | "delete")] => install::discharge(volumes == "delete"),
         ["revert"] => install::revert(Path::new("/")),
         ["--version" | "-V"] => Ok(format!("bulkhead-agent {}", env!("CARGO_PKG_VERSION"))),
         _ => return Err(USAGE.into()),

@@ -13,7 +13,7 @@ use crate::{
         local::LocalReport,
         logs::ShownLine,
         look::LookReport,
-        node::{AdoptReport, NodeLsReport},
+        node::{AdoptReport, NodeLsReport, NodeReleaseReport},
         open::OpenReport,
         order::OrderFileReport,
         policy::{BroughtTo, PolicyReport},
@@ -65,6 +65,7 @@ fn shape_of(command: &str) -> Option<Schema> {
         "local up" | "local ls" | "local down" => schema_for!(LocalReport),
         "node ls" => schema_for!(NodeLsReport),
         "node adopt" => schema_for!(AdoptReport),
+        "node release" => schema_for!(NodeReleaseReport),
         "build" => schema_for!(BuildReport),
         "plan" => schema_for!(Plan),
         "deploy" | "promote" | "rollback" | "secret rotate" | "start" | "stop" | "restart" | "rm" => {

@@ -7,12 +7,16 @@
 //! - a [`Heartbeat`]: that nothing is being kept from the node. It names the
 //!   policy's version, so a node that was not brought the newest one knows it.
 //!
-//! Neither stops what runs. **Silence never stops work**, and a revocation
-//! forbids to start.
+//! - a [`Discharge`]: that a machine is to be a node no longer. It takes the
+//!   root keys, because it gives the machine back to whoever could log in to it
+//!   before.
+//!
+//! The first two stop nothing that runs. **Silence never stops work**, and a
+//! revocation forbids to start.
 
 use crate::{
-    digest::{ImageId, OrderId, StatementId},
-    name::FleetName,
+    digest::{BootId, ImageId, OrderId, StatementId},
+    name::{FleetName, NodeName},
     signed::document_bytes,
     time::Timestamp,
 };
@@ -23,6 +27,8 @@ use std::collections::BTreeSet;
 pub const REVOCATION_NAMESPACE: &str = "revocation@bulkhead";
 /// SSHSIG namespace of heartbeats.
 pub const HEARTBEAT_NAMESPACE: &str = "heartbeat@bulkhead";
+/// SSHSIG namespace of discharges.
+pub const DISCHARGE_NAMESPACE: &str = "discharge@bulkhead";
 /// The largest of these documents that anyone reads.
 pub const NOTICE_MAX_BYTES: usize = 256 << 10;
 /// The most things that one document revokes.
@@ -101,6 +107,28 @@ pub struct Heartbeat {
     pub policy: u64,
 }
 
+/// A signed word that a machine is to be a node no longer: its apps are stopped, and what made it a node is undone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Discharge {
+    /// Version of this format: 1.
+    pub format: u32,
+    /// The fleet it is for.
+    pub fleet: FleetName,
+    /// The node.
+    pub node: NodeName,
+    /// The node's boot that it is for.
+    pub boot: BootId,
+    /// When it was made, by the signer's clock.
+    pub issued: Timestamp,
+    /// From when on the node does not accept it any more.
+    pub not_after: Timestamp,
+    /// Whether the volumes of its apps are deleted, for ever.
+    pub volumes: bool,
+    /// Why, in the signer's words.
+    pub reason: String,
+}
+
 /// Whether a text can be shown on one line.
 pub(crate) fn is_line(text: &str) -> bool {
     text.len() <= 1000 && !text.chars().any(char::is_control)
@@ -132,6 +160,38 @@ impl Revocation {
             return Err("it revokes nothing".into());
         }
         self.revoked.check()
+    }
+
+    /// The bytes to sign.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        document_bytes(self)
+    }
+}
+
+impl Discharge {
+    /// Reads a discharge from its exact bytes. Verify signatures before calling this.
+    ///
+    /// # Errors
+    /// A sentence about what is wrong.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let discharge: Self = serde_json::from_slice(bytes).map_err(|error| format!("not a discharge: {error}"))?;
+        discharge.check()?;
+        Ok(discharge)
+    }
+
+    /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// A sentence about what is wrong.
+    pub fn check(&self) -> Result<(), String> {
+        if self.format != 1 {
+            return Err(format!("discharge format {} is not known here", self.format));
+        }
+        if self.reason.is_empty() || !is_line(&self.reason) {
+            return Err("the reason is one line of 1 to 1000 bytes".into());
+        }
+        Ok(())
     }
 
     /// The bytes to sign.

@@ -320,6 +320,15 @@ impl NodeClient {
         self.ask_with(Ask::Bring(bring), document.text.as_bytes()).await.map(drop)
     }
 
+    /// Brings a discharge.
+    ///
+    /// # Errors
+    /// See [`NodeError`]; the node refuses it.
+    pub async fn discharge(&self, document: &SignedText) -> Result<(), NodeError> {
+        let ask = Ask::Discharge { signatures: document.signatures.clone() };
+        self.ask_with(ask, document.text.as_bytes()).await.map(drop)
+    }
+
     /// Submits an order that brings no image, for whoever wants nothing but the answer; [`crate::push`] does the rest.
     ///
     /// # Errors

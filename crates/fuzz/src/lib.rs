@@ -11,7 +11,7 @@
 use bulkhead_core::{
     FileDigest, ImageId, Timestamp,
     image::{Entry, Image, ImageConfig, Node},
-    notice::{Heartbeat, Revocation, Revoked},
+    notice::{Discharge, Heartbeat, Revocation, Revoked},
     order::{Action, Health, HealthCheck, Order, Run, ServiceSpec},
     policy::{Demand, Environment, Key, Policy, Role, Root},
     standing::StandingOrder,
@@ -228,13 +228,17 @@ fn notice(bytes: &[u8]) -> bool {
         assert_eq!(Revocation::parse(&revocation.to_bytes()), Ok(revocation));
         return true;
     }
+    if let Ok(discharge) = Discharge::parse(bytes) {
+        assert_eq!(Discharge::parse(&discharge.to_bytes()), Ok(discharge));
+        return true;
+    }
     let Ok(heartbeat) = Heartbeat::parse(bytes) else { return false };
     assert_eq!(Heartbeat::parse(&heartbeat.to_bytes()), Ok(heartbeat));
     true
 }
 
 fn notices() -> Vec<Vec<u8>> {
-    let Ok(fleet) = "acme".parse::<bulkhead_core::FleetName>() else { return vec![] };
+    let (Ok(fleet), Ok(node)) = ("acme".parse::<bulkhead_core::FleetName>(), "n1".parse()) else { return vec![] };
     let revocation = Revocation {
         format: 1,
         fleet: fleet.clone(),
@@ -242,7 +246,18 @@ fn notices() -> Vec<Vec<u8>> {
         reason: "why".into(),
         revoked: Revoked { images: [ImageId([1; 32])].into(), ..Revoked::default() },
     };
-    vec![revocation.to_bytes(), Heartbeat { format: 1, fleet, issued: Timestamp(7), policy: 3 }.to_bytes()]
+    let discharge = Discharge {
+        format: 1,
+        fleet: fleet.clone(),
+        node,
+        boot: bulkhead_core::BootId([9; 32]),
+        issued: Timestamp(7),
+        not_after: Timestamp(8),
+        volumes: true,
+        reason: "sold".into(),
+    };
+    let heartbeat = Heartbeat { format: 1, fleet, issued: Timestamp(7), policy: 3 };
+    vec![revocation.to_bytes(), heartbeat.to_bytes(), discharge.to_bytes()]
 }
 
 fn frames(mut bytes: &[u8]) -> bool {

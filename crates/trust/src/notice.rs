@@ -1,13 +1,17 @@
-//! Which revocations and heartbeats count.
+//! Which revocations, heartbeats and discharges count.
 
 use crate::{
     Refusal, Rule, Verified,
-    order::CLOCK_SKEW_S,
+    order::{CLOCK_SKEW_S, Context, check_time},
+    policy::signed_by_roots,
     signers::{holders, signers},
 };
 use bulkhead_core::{
     FleetName, Timestamp,
-    notice::{HEARTBEAT_NAMESPACE, Heartbeat, NOTICE_MAX_BYTES, REVOCATION_NAMESPACE, Revocation},
+    notice::{
+        DISCHARGE_NAMESPACE, Discharge, HEARTBEAT_NAMESPACE, Heartbeat, NOTICE_MAX_BYTES, REVOCATION_NAMESPACE,
+        Revocation,
+    },
     policy::{Policy, Role},
 };
 
@@ -73,6 +77,33 @@ pub fn verify_heartbeat(
     Ok(Verified::new(heartbeat, found.into_names()))
 }
 
+/// Checks that a machine is to be a node no longer: as many root keys as for a policy must say so, of this very node
+/// and its present boot, and of now. Whoever could log in to it before it was a node can do so after.
+///
+/// # Errors
+/// The first rule that refuses.
+pub fn verify_discharge(
+    bytes: &[u8],
+    signatures: &[String],
+    context: &Context<'_>,
+) -> Result<Verified<Discharge>, Refusal> {
+    check_length(bytes, "discharge")?;
+    let whose = ("discharge", "the policy's");
+    let names = signed_by_roots(bytes, signatures, &context.policy.root, DISCHARGE_NAMESPACE, whose)?;
+    let discharge = Discharge::parse(bytes).map_err(|what| Refusal::new(Rule::Malformed, what))?;
+    check_fleet(&discharge.fleet, context.policy)?;
+    if discharge.node != *context.node {
+        let message = format!("the discharge is for `{}`; this node is `{}`", discharge.node, context.node);
+        return Err(Refusal::new(Rule::Node, message));
+    }
+    check_time("discharge", discharge.issued, discharge.not_after, context)?;
+    if discharge.boot != context.boot {
+        let message = format!("the discharge was signed for an earlier boot of `{}`", context.node);
+        return Err(Refusal::new(Rule::Boot, message).hint("sign it again"));
+    }
+    Ok(Verified::new(discharge, names))
+}
+
 fn check_length(bytes: &[u8], what: &str) -> Result<(), Refusal> {
     if bytes.len() > NOTICE_MAX_BYTES {
         return Err(Refusal::new(Rule::Malformed, format!("the {what} is longer than 256 KiB")));
@@ -93,10 +124,11 @@ mod tests {
     use super::*;
     use crate::{policy::tests::policy, sshsig::tests::TestKey};
     use bulkhead_core::{
-        ImageId, OrderId,
+        BootId, ImageId, OrderId,
         notice::Revoked,
-        policy::{Key, Role},
+        policy::{Key, Role, Root},
     };
+    use std::collections::BTreeSet;
 
     fn with_green() -> (Policy, TestKey, TestKey) {
         let (ada, ci) = (TestKey::new(1), TestKey::new(3));
@@ -160,6 +192,72 @@ mod tests {
         let newer = Heartbeat { format: 1, fleet: policy.fleet.clone(), issued: now, policy: 2 }.to_bytes();
         let refusal = verify_heartbeat(&newer, &[ada.sign(HEARTBEAT_NAMESPACE, &newer)], &policy, now).unwrap_err();
         assert_eq!(refusal.rule, Rule::PolicyVersion);
+    }
+
+    #[test]
+    fn discharges() {
+        let (policy, ada, ci) = with_green();
+        let bob = TestKey::new(2);
+        let policy = Policy {
+            root: Root {
+                threshold: 2,
+                keys: vec![ada.public.to_openssh(), bob.public.to_openssh()],
+                verify_user: false,
+            },
+            ..policy
+        };
+        let (environment, node) = ("staging".parse().unwrap(), "n1".parse().unwrap());
+        let (revoked, offers) = (Revoked::default(), BTreeSet::new());
+        let now = Timestamp(10_000);
+        let context = Context {
+            fleet: &policy.fleet,
+            environment: &environment,
+            node: &node,
+            policy: &policy,
+            now,
+            minimum_time: Timestamp(0),
+            boot: BootId([1; 32]),
+            revoked: &revoked,
+            heartbeat: None,
+            offers: &offers,
+        };
+        let good = Discharge {
+            format: 1,
+            fleet: policy.fleet.clone(),
+            node: node.clone(),
+            boot: context.boot,
+            issued: now,
+            not_after: now.plus_s(600),
+            volumes: false,
+            reason: "sold".into(),
+        };
+        let check = |change: &dyn Fn(&mut Discharge), namespace, keys: &[&TestKey]| {
+            let mut discharge = good.clone();
+            change(&mut discharge);
+            let bytes = discharge.to_bytes();
+            let signatures: Vec<String> = keys.iter().map(|key| key.sign(namespace, &bytes)).collect();
+            verify_discharge(&bytes, &signatures, &context).map(|it| it.signers().len()).map_err(|refusal| refusal.rule)
+        };
+        const NAMESPACE: &str = DISCHARGE_NAMESPACE;
+        let as_it_is = |_: &mut Discharge| {};
+        assert_eq!(check(&as_it_is, NAMESPACE, &[&ada, &bob]), Ok(2));
+        for keys in [&[][..], &[&ada], &[&ada, &ada], &[&ada, &ci], &[&ada, &TestKey::new(9)]] {
+            assert_eq!(check(&as_it_is, NAMESPACE, keys), Err(Rule::Threshold));
+        }
+        assert_eq!(check(&as_it_is, "policy@bulkhead", &[&ada, &bob]), Err(Rule::Threshold));
+        let refused = |change: &dyn Fn(&mut Discharge)| check(change, NAMESPACE, &[&ada, &bob]).unwrap_err();
+        assert_eq!(refused(&|it| it.fleet = "evil".parse().unwrap()), Rule::Fleet);
+        assert_eq!(refused(&|it| it.node = "n2".parse().unwrap()), Rule::Node);
+        assert_eq!(refused(&|it| it.boot = BootId([2; 32])), Rule::Boot);
+        assert_eq!(refused(&|it| it.not_after = now), Rule::Expired);
+        assert_eq!(refused(&|it| it.not_after = now.plus_s(3 * 3600)), Rule::Expired);
+        assert_eq!(refused(&|it| it.issued = now.plus_s(CLOCK_SKEW_S + 1)), Rule::Expired);
+        assert_eq!(refused(&|it| it.format = 2), Rule::Malformed);
+        assert_eq!(refused(&|it| it.reason = String::new()), Rule::Malformed);
+        let late = Context { minimum_time: now.plus_s(1), ..context };
+        let bytes = good.to_bytes();
+        let signatures = [&ada, &bob].map(|key| key.sign(NAMESPACE, &bytes));
+        assert_eq!(verify_discharge(&bytes, &signatures, &late).unwrap_err().rule, Rule::Clock);
     }
 
     #[test]

@@ -157,7 +157,7 @@ pub fn authorize_order(
     let signed = Signed::of(presented, policy, name)?;
     let order = Order::parse(presented.bytes).map_err(|error| Refusal::new(Rule::Malformed, error.to_string()))?;
     let target = check_address(&order, context.fleet, name, context.node)?.clone();
-    check_time(&order, context)?;
+    check_time("order", order.issued, order.not_after, context)?;
     check_fresh(&order, signed.environment, context)?;
     let place = place(&order);
     let revoked = [&policy.revoked, context.revoked];
@@ -511,21 +511,27 @@ fn check_address<'a>(
     })
 }
 
-fn check_time(order: &Order, context: &Context<'_>) -> Result<(), Refusal> {
+/// Whether a document that lasts a while is of now.
+pub(crate) fn check_time(
+    what: &str,
+    issued: Timestamp,
+    not_after: Timestamp,
+    context: &Context<'_>,
+) -> Result<(), Refusal> {
     if context.now < context.minimum_time {
         let message = format!("the node's clock says {}, but it has known {}", context.now, context.minimum_time);
         return Err(Refusal::new(Rule::Clock, message).hint("set the node's clock right"));
     }
-    if order.not_after <= context.now {
-        let message = format!("the order expired at {}; the node's clock says {}", order.not_after, context.now);
+    if not_after <= context.now {
+        let message = format!("the {what} expired at {}; the node's clock says {}", not_after, context.now);
         return Err(Refusal::new(Rule::Expired, message).hint("sign it again, or compare the clocks"));
     }
-    if order.not_after.0.saturating_sub(order.issued.0) > LIFETIME_MAX_S {
-        let message = format!("the order was issued at {} to last until {}", order.issued, order.not_after);
-        return Err(Refusal::new(Rule::Expired, message).hint("an order lasts two hours at most; sign it again"));
+    if not_after.0.saturating_sub(issued.0) > LIFETIME_MAX_S {
+        let message = format!("the {what} was issued at {} to last until {}", issued, not_after);
+        return Err(Refusal::new(Rule::Expired, message).hint("it may last two hours at most; sign it again"));
     }
-    if order.issued > context.now.plus_s(CLOCK_SKEW_S) {
-        let message = format!("the order was issued at {}; the node's clock says {}", order.issued, context.now);
+    if issued > context.now.plus_s(CLOCK_SKEW_S) {
+        let message = format!("the {what} was issued at {}; the node's clock says {}", issued, context.now);
         return Err(Refusal::new(Rule::Expired, message).hint("compare the clocks"));
     }
     Ok(())

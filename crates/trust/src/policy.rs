@@ -10,16 +10,23 @@ use bulkhead_core::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-fn signed_by_roots(bytes: &[u8], signatures: &[String], root: &Root, whose: &str) -> Result<Vec<String>, Refusal> {
+/// The root keys that signed, if they are enough. `what` is the kind of document, `whose` tells one set of roots from another.
+pub(crate) fn signed_by_roots(
+    bytes: &[u8],
+    signatures: &[String],
+    root: &Root,
+    namespace: &'static str,
+    (what, whose): (&str, &str),
+) -> Result<Vec<String>, Refusal> {
     let wanted = root.keys.iter().map(|key| Wanted {
         name: PublicKey::parse(key).map_or_else(|error| error.to_string(), |key| key.fingerprint()),
         key,
         verify_user: root.verify_user,
     });
-    let found = signers(bytes, signatures, NAMESPACE, wanted);
+    let found = signers(bytes, signatures, namespace, wanted);
     if found.count() < root.threshold as usize {
         let message = format!(
-            "the policy needs {} of {whose} {} root keys; presented: {}",
+            "the {what} needs {} of {whose} {} root keys; presented: {}",
             root.threshold,
             root.keys.len(),
             found.presented()
@@ -37,7 +44,7 @@ fn signed_by_roots(bytes: &[u8], signatures: &[String], root: &Root, whose: &str
 /// Which rule it breaks.
 pub fn pin_first_policy(bytes: &[u8], signatures: &[String], fleet: &FleetName) -> Result<Verified<Policy>, Refusal> {
     let policy = parse(bytes, fleet)?;
-    let signers = signed_by_roots(bytes, signatures, &policy.root, "its")?;
+    let signers = signed_by_roots(bytes, signatures, &policy.root, NAMESPACE, ("policy", "its"))?;
     Ok(Verified::new(policy, signers))
 }
 
@@ -48,13 +55,13 @@ pub fn pin_first_policy(bytes: &[u8], signatures: &[String], fleet: &FleetName) 
 /// Which rule it breaks.
 pub fn accept_policy(bytes: &[u8], signatures: &[String], pinned: &Policy) -> Result<Verified<Policy>, Refusal> {
     // The pinned roots must have signed these bytes before anything of them is believed.
-    signed_by_roots(bytes, signatures, &pinned.root, "the present")?;
+    signed_by_roots(bytes, signatures, &pinned.root, NAMESPACE, ("policy", "the present"))?;
     let policy = parse(bytes, &pinned.fleet)?;
     if Some(policy.version) != pinned.version.checked_add(1) {
         let message = format!("the policy is version {}, the one after {} is needed", policy.version, pinned.version);
         return Err(Refusal::new(Rule::PolicyVersion, message));
     }
-    let signers = signed_by_roots(bytes, signatures, &policy.root, "the new")?;
+    let signers = signed_by_roots(bytes, signatures, &policy.root, NAMESPACE, ("policy", "the new"))?;
     Ok(Verified::new(policy, signers))
 }
 

@@ -87,6 +87,11 @@ pub enum Ask {
     },
     /// Take a signed document that is no order: the stream that follows is its exact bytes.
     Bring(Bring),
+    /// Be a node no longer: the stream that follows is the exact bytes of a discharge. It happens after the answer.
+    Discharge {
+        /// Armoured SSHSIG signatures over them.
+        signatures: Vec<String>,
+    },
     /// The request itself comes as the next message. So the node's processes start while the client still works
     /// out what to ask; who does not ask soon is hung up on. One [`Ask::Releases`] may come before it: it is
     /// answered up to its [`Event::Done`], and the node goes on waiting.

@@ -126,7 +126,7 @@ pub(super) const KEEPER_SOCKETS: [&str; 3] =
     ["bulkhead-keeper.socket", "bulkhead-keeper-observe.socket", "bulkhead-keeper-operate.socket"];
 
 /// Units and their texts. Instances of templates are started by what needs them.
-pub(super) const UNITS: [(&str, &str); 15] = [
+pub(super) const UNITS: [(&str, &str); 16] = [
     ("bulkhead-sshd.service", include_str!("../../files/bulkhead-sshd.service")),
     ("bulkhead-nftables.service", include_str!("../../files/bulkhead-nftables.service")),
     ("bulkhead-keeper.socket", include_str!("../../files/bulkhead-keeper.socket")),
@@ -137,6 +137,7 @@ pub(super) const UNITS: [(&str, &str); 15] = [
     ("bulkhead-keeper-operate@.service", KEEPER),
     ("bulkhead-image@.service", include_str!("../../files/bulkhead-image@.service")),
     ("bulkhead-settle@.service", include_str!("../../files/bulkhead-settle@.service")),
+    ("bulkhead-discharge@.service", include_str!("../../files/bulkhead-discharge@.service")),
     ("bulkhead-boot.service", include_str!("../../files/bulkhead-boot.service")),
     ("bulkhead-scrub.service", include_str!("../../files/bulkhead-scrub.service")),
     ("bulkhead-scrub.timer", include_str!("../../files/bulkhead-scrub.timer")),

@@ -70,7 +70,7 @@ fn needed(ask: &Ask) -> (&'static [&'static str], &'static str) {
     match ask {
         Ask::Ping | Ask::Status | Ask::Releases { .. } | Ask::Policy | Ask::Audit { .. } => (&[], ""),
         Ask::Await | Ask::Submit(_) => (&["courier"], "bring orders"),
-        Ask::Bring(_) => (&["courier"], "bring signed documents"),
+        Ask::Bring(_) | Ask::Discharge { .. } => (&["courier"], "bring signed documents"),
         Ask::ImageDocument { .. } | Ask::Objects { .. } => (&["courier"], "fetch images"),
         Ask::Logs { .. } => (LOOKERS, "read logs"),
         Ask::Look { view: View::Files { .. } | View::OpenFiles, .. } => (&["operate"], "see files of services"),
@@ -101,6 +101,7 @@ mod tests {
             (Ask::Await, [true, false, false, false]),
             (Ask::Submit(submit), [true, false, false, false]),
             (Ask::Bring(bring), [true, false, false, false]),
+            (Ask::Discharge { signatures: vec![] }, [true, false, false, false]),
             (Ask::ImageDocument { image: bulkhead_core::ImageId([1; 32]) }, [true, false, false, false]),
             (
                 Ask::Objects { image: bulkhead_core::ImageId([1; 32]), wanted: String::new() },

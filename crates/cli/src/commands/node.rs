@@ -1,8 +1,10 @@
 //! `bulkhead node`.
 
 mod adopt;
+mod release;
 
 pub use adopt::{AdoptReport, NodeAdoptArgs};
+pub use release::{NodeReleaseArgs, NodeReleaseReport};
 
 use crate::{
     Context,
@@ -20,7 +22,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf};
 
-/// Shows the fleet's nodes, and makes a machine one of them
+/// Shows the fleet's nodes, makes a machine one of them, and gives one back
 #[derive(Debug, Args)]
 pub struct NodeArgs {
     #[command(subcommand)]
@@ -31,6 +33,7 @@ pub struct NodeArgs {
 enum NodeCommand {
     Ls(NodeLsArgs),
     Adopt(NodeAdoptArgs),
+    Release(NodeReleaseArgs),
 }
 
 /// Lists nodes: environment, address, OS, agent, what isolation each offers, disk, last contact
@@ -118,6 +121,7 @@ pub async fn run(context: &Context, args: &NodeArgs) -> Result<()> {
     match &args.command {
         NodeCommand::Ls(args) => ls(context, args).await,
         NodeCommand::Adopt(args) => adopt::run(context, args).await,
+        NodeCommand::Release(args) => release::run(context, args).await,
     }
 }
 

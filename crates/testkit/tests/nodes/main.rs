@@ -20,6 +20,7 @@ mod older;
 mod orders;
 mod promoting;
 mod recovering;
+mod releasing;
 mod runbooks;
 mod sealed;
 mod secrets;
@@ -105,6 +106,7 @@ fn main() -> ExitCode {
             .and_then(|world| older::bookworm(&world))
             .map_err(|error| Failed::from(format!("{error:#}")))
     }));
+    all.extend(alone("releasing", "stage-1=staging,prod-1=production", releasing::TESTS));
     all.extend(alone("attack", "stage-1=staging,prod-1=production", attack::TESTS));
     all.extend(alone("security_keys", "stage-1=staging", security_keys::TESTS));
     all.extend(alone("stock", "stage-1=staging", stock::TESTS));
