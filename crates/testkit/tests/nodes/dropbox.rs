@@ -218,10 +218,14 @@ fn no_pack(world: &World) -> Result<()> {
     // What sftp cannot make, but root of the node could have.
     world.on_node("stage-1", &["ln", "-s", "/etc/shadow", &format!("{BOX}/link.pack")])?;
     world.on_node("stage-1", &["mkfifo", &format!("{BOX}/fifo.pack")])?;
-    for name in ["link.pack", "fifo.pack"] {
+    world.on_node("stage-1", &["mkdir", &format!("{BOX}/directory.pack")])?;
+    // Endless, where it can be made.
+    let device = format!("mknod {BOX}/device.pack c 1 5 || true");
+    world.on_node("stage-1", &["sh", "-c", &device])?;
+    for name in ["link.pack", "fifo.pack", "directory.pack", "device.pack"] {
         deploy(name)?.expect(5)?.says(name)?;
+        world.on_node("stage-1", &["rm", "-rf", &format!("{BOX}/{name}")])?;
     }
-    world.on_node("stage-1", &["rm", "-f", &format!("{BOX}/link.pack"), &format!("{BOX}/fifo.pack")])?;
     ensure!(app.socket("stage-1").is_err(), "something runs");
     Ok(())
 }

@@ -3,7 +3,7 @@
 use crate::orders::{converse, ssh};
 use anyhow::{Context as _, Result, ensure};
 use bulkhead_testkit::world::{World, noise};
-use bulkhead_wire::{Ask, Event, PROTOCOL, Request};
+use bulkhead_wire::{Ask, Bring, Event, Kind, PROTOCOL, Paper, Request, Submit, write_frame};
 use std::{
     fs,
     io::{Read as _, Write as _},
@@ -19,6 +19,7 @@ use std::{
 pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("a_connection_cut_anywhere_leaves_a_whole_release", cut_anywhere),
     ("garbage_to_the_gate", garbage),
+    ("frames_without_end", endless),
     ("an_unknown_protocol_or_question", unknown_question),
 ];
 
@@ -102,6 +103,49 @@ fn garbage(world: &World) -> Result<()> {
         child.stdin.take().context("no stdin")?.write_all(garbage).ok();
         let output = child.wait_with_output()?;
         ensure!(!output.status.success() || !output.stdout.is_empty(), "silence on {garbage:?}");
+    }
+    let request = Request { protocol: PROTOCOL, ask: Ask::Status };
+    let events = converse(world, "stage-1", &request, &[])?;
+    ensure!(matches!(events[0], Event::Status(_)), "{events:?}");
+    Ok(())
+}
+
+/// What follows each question goes on for ever: the node says what is wrong, or nothing, and hangs up.
+fn endless(world: &World) -> Result<()> {
+    const GIVEN_MAX_BYTES: usize = 64 << 20;
+    let frame = |kind: Kind, payload: &[u8]| -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        write_frame(&mut out, kind, payload)?;
+        Ok(out)
+    };
+    let data = frame(Kind::Data, &noise(bulkhead_wire::DATA_MAX_BYTES, 7))?;
+    let bring = |paper| Ask::Bring(Bring { paper, signatures: vec![] });
+    let asks = [
+        Ask::Status,
+        Ask::Submit(Submit::default()),
+        bring(Paper::Policy),
+        bring(Paper::Statement),
+        bring(Paper::Heartbeat),
+    ];
+    for ask in asks {
+        let said = format!("{ask:?}");
+        let question = frame(Kind::Message, &serde_json::to_vec(&Request { protocol: PROTOCOL, ask })?)?;
+        let mut child = ssh(world, "stage-1", "bulkhead")?
+            .arg(bulkhead_wire::COMMAND)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let mut input = child.stdin.take().context("no stdin")?;
+        let mut given = 0;
+        let mut goes_on = input.write_all(&question).is_ok();
+        while goes_on {
+            ensure!(given < GIVEN_MAX_BYTES, "{said}: {given} bytes were taken");
+            goes_on = input.write_all(&data).is_ok();
+            given += data.len();
+        }
+        drop(input);
+        child.wait()?;
     }
     let request = Request { protocol: PROTOCOL, ask: Ask::Status };
     let events = converse(world, "stage-1", &request, &[])?;

@@ -1,7 +1,7 @@
 //! What a service can do from inside, and what a node shows outside.
 
 use anyhow::{Context as _, Result, ensure};
-use bulkhead_testkit::world::World;
+use bulkhead_testkit::world::{App, World};
 use bulkhead_wire::{Ask, Event, Kind, PROTOCOL, Request, View, read_frame, write_frame};
 use std::{
     io::BufReader,
@@ -95,13 +95,19 @@ fn neighbours(world: &World) -> Result<()> {
 /// of sockets.
 const REFUSALS: [&str; 3] = ["1", "13", "97"];
 
-fn forbidden(world: &World) -> Result<()> {
-    let app = world.app("escaping", &["serve", "3000"], WEB)?;
-    app.deploy("staging", 0)?;
+/// That a running app is refused all of it.
+pub(crate) fn cannot_escape(app: &App<'_>) -> Result<()> {
     let (_, tried) = app.get("stage-1", "/try")?;
     let bad: Vec<&str> =
         tried.lines().filter(|line| !REFUSALS.iter().any(|number| line.ends_with(&format!(" {number}")))).collect();
     ensure!(tried.lines().count() == 30 && bad.is_empty(), "not refused: {bad:?} of\n{tried}");
+    Ok(())
+}
+
+fn forbidden(world: &World) -> Result<()> {
+    let app = world.app("escaping", &["serve", "3000"], WEB)?;
+    app.deploy("staging", 0)?;
+    cannot_escape(&app)?;
     // The same program, as a user without rights, outside a service: what it asks for can be had.
     let copy = app.node_root("stage-1")?.join("var/tmp/testapp");
     std::fs::copy(app.folder.join("testapp"), &copy)?;
