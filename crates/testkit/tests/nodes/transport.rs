@@ -108,20 +108,20 @@ fn forwarding(world: &World) -> Result<()> {
     // An agent and a display, as long as a connection lasts: nothing of them is on the node.
     let agent = world.folder().join("no-agent");
     let listener = UnixListener::bind(&agent)?;
+    // It is there, and says nothing: ssh does without, and would not wait for one that is silent.
+    std::thread::spawn(move || listener.incoming().for_each(drop));
     for account in [ACCOUNT, OBSERVE_ACCOUNT, OPERATE_ACCOUNT] {
         let mut command = ssh_with_options(world, "stage-1", account, &["-A", "-Y"])?;
         command.env("SSH_AUTH_SOCK", &agent).env("DISPLAY", ":7").arg(bulkhead_wire::COMMAND);
         let held = Held(command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
         // The gate is started once all else was asked for.
-        let script = format!(
-            "until pgrep -u {account} -f gate; do :; done >/dev/null; \
-                              find /tmp /run /var/tmp -name 'ssh-*' -o -name 'agent.*'; ss -Hltn | grep -v ':22 ' || true"
-        );
+        let gate = format!("until pgrep -u {account} -f gate; do :; done >/dev/null");
+        let left = "find /tmp /run /var/tmp -name 'ssh-*' -o -name 'agent.*'; ss -Hltn | grep -v ':22 ' || true";
+        let script = format!("{gate}; {left}");
         let left = world.on_node("stage-1", &["timeout", "20", "sh", "-c", &script])?;
         drop(held);
         ensure!(left.trim().is_empty(), "{account}: {left}");
     }
-    drop(listener);
     Ok(())
 }
 
