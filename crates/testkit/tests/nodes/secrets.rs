@@ -2,8 +2,9 @@
 
 use crate::orders::converse_as;
 use anyhow::{Context as _, Result, ensure};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bulkhead_testkit::world::{App, World};
-use bulkhead_wire::{ACCOUNT, Ask, Event, OPERATE_ACCOUNT, PROTOCOL, Request, View};
+use bulkhead_wire::{ACCOUNT, Ask, Event, OPERATE_ACCOUNT, PROTOCOL, Request, Submit, View};
 use std::{fs, path::Path, process::Command};
 
 /// Nodes are restarted and files on them removed: nothing else is done there.
@@ -136,6 +137,7 @@ fn life(world: &World) -> Result<()> {
         ensure!(said.contains("secrets, which are not shown"), "{path}: {said}");
     }
 
+    let older = fs::read(root.join("var/lib/bulkhead/apps/keeping/releases/1/secrets/TOKEN.sealed"))?;
     // With nobody connected.
     world.kill_node("stage-1")?;
     world.start_node("stage-1")?;
@@ -156,6 +158,21 @@ fn life(world: &World) -> Result<()> {
     ensure!(here.is_empty(), "the value is in {here}");
     let kept = |number: u64| root.join(format!("var/lib/bulkhead/apps/keeping/releases/{number}/secrets"));
     ensure!(!kept(1).exists() && kept(2).exists(), "secrets of releases that run no more are kept");
+
+    // A courier brings an order that somebody signed, with an older sealed value, or with none.
+    let second = root.join("var/lib/bulkhead/apps/keeping/releases/2/order.json");
+    let bytes = fs::read(&second)?;
+    let mut order: serde_json::Value = serde_json::from_slice(&bytes)?;
+    order["targets"]["stage-1"]["counter"] = 3.into();
+    order["targets"]["stage-1"]["previous"] = bulkhead_core::OrderId::of(&bytes).to_string().into();
+    let bytes = serde_json::to_vec_pretty(&order)?;
+    let signature = crate::orders::sign(&world.key(), "order@bulkhead", &bytes, world.folder())?;
+    for secrets in [[("TOKEN".parse()?, STANDARD.encode(&older))].into(), std::collections::BTreeMap::new()] {
+        let submit = Submit { signatures: vec![signature.clone()], secrets, ..Submit::default() };
+        let event = crate::trust::last(world, ACCOUNT, Ask::Submit(submit), &[&bytes])?;
+        crate::trust::refused(&event, "secret")?;
+    }
+    reads(&app, "stage-1", SECOND)?;
 
     // Going back takes the value of now.
     app.write("version.txt", "2")?;
