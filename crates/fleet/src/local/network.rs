@@ -6,6 +6,7 @@
 use super::{LocalError, tools::run};
 use serde::{Deserialize, Serialize};
 use std::{
+    fs::File,
     io::Read as _,
     net::{Ipv4Addr, SocketAddr, TcpStream},
     path::Path,
@@ -70,6 +71,7 @@ pub(super) fn ensure(bridge: &str, preferred: Subnet) -> Result<Subnet, LocalErr
         run("ip", &["link", "set", bridge, "up"])?;
         return Ok(preferred);
     }
+    let _lock = lock()?;
     let used = taken(&(run("ip", &["-o", "-4", "address"])? + &run("ip", &["-4", "route"])?));
     let subnet = std::iter::once(preferred)
         .chain((0..=255).map(Subnet))
@@ -83,6 +85,16 @@ pub(super) fn ensure(bridge: &str, preferred: Subnet) -> Result<Subnet, LocalErr
         return Err(error);
     }
     Ok(subnet)
+}
+
+/// One fleet at a time chooses a network and takes it: two that start together would choose the same, and each meet the
+/// nodes of the other.
+fn lock() -> Result<File, LocalError> {
+    const LOCK: &str = "/run/bulkhead-local.lock";
+    let failed = |operation| move |source| LocalError::File { operation, path: LOCK.into(), source };
+    let file = File::options().append(true).create(true).open(LOCK).map_err(failed("open"))?;
+    file.lock().map_err(failed("lock"))?;
+    Ok(file)
 }
 
 /// Removes the bridge, if it is there.
@@ -115,8 +127,27 @@ pub(super) fn answers_as_ssh(address: Ipv4Addr) -> bool {
 }
 
 #[cfg(test)]
+#[expect(clippy::print_stderr, reason = "a test says why it skips")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fleets_that_start_together_have_networks_of_their_own() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: making a bridge needs root");
+            return;
+        }
+        let bridges: Vec<String> = (0..4).map(|number| format!("bulkt{}-{number}", std::process::id())).collect();
+        let mut subnets: Vec<u8> = thread::scope(|scope| {
+            let started: Vec<_> =
+                bridges.iter().map(|bridge| scope.spawn(|| ensure(bridge, Subnet(200)).unwrap().0)).collect();
+            started.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        bridges.iter().for_each(|bridge| remove(bridge).unwrap());
+        subnets.sort_unstable();
+        subnets.dedup();
+        assert_eq!(subnets.len(), bridges.len(), "{subnets:?}");
+    }
 
     #[test]
     fn free_networks() {
