@@ -432,8 +432,8 @@ fn bring_heartbeat(paths: &Paths, document: SignedText, now: Timestamp) -> Resul
     Ok(Brought { signers: verified.signers().to_vec(), what: format!("of {issued}"), already })
 }
 
-/// Of each key the newest is kept that it signed about an app's image, green and red apart: so it says no more than it
-/// means, however often it speaks. One that was revoked gives its place up to any that was not.
+/// Of each key its newest green and its newest red mark about an app's image are kept. One that was revoked gives its
+/// place up to any that was not.
 fn bring_statement(
     paths: &Paths,
     document: SignedText,
