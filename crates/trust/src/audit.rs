@@ -548,6 +548,30 @@ mod tests {
     }
 
     #[test]
+    fn words_of_events() {
+        let words = [What::Accepted, What::Refused, What::Done, What::Failed, What::Brought].map(What::as_str);
+        assert_eq!(words, ["accepted", "refused", "done", "failed", "brought"]);
+        for what in [What::Accepted, What::Refused, What::Done, What::Failed, What::Brought] {
+            assert_eq!(serde_json::to_value(what).unwrap(), what.as_str());
+        }
+    }
+
+    #[test]
+    fn heads_that_are_too_long_are_not_read() {
+        let (key, chain) = (PrivateKey::from_seed([1; 32]), chain(&lines(3, 7)).unwrap());
+        let good = head(&chain);
+        for (length, why) in [(HEAD_MAX_BYTES, "expected"), (HEAD_MAX_BYTES + 1, "too long")] {
+            let text = "x".repeat(length);
+            let signed = SignedText { signatures: vec![key.sign(NAMESPACE, text.as_bytes())], text };
+            let public = key.public_key().to_openssh();
+            match verify_statement::<Head>(&signed, "the head", &public, &good.fleet, &good.node) {
+                Err(AuditError::Malformed { why: found, .. }) => assert!(found.contains(why), "{found}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
     fn heads_are_signed_by_their_node() {
         let (node_key, other) = (PrivateKey::from_seed([1; 32]), PrivateKey::from_seed([2; 32]));
         let chain = chain(&lines(3, 7)).unwrap();

@@ -168,3 +168,36 @@ impl Refusal {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Programs and people know the rules by these words.
+    #[test]
+    fn words_of_rules() {
+        let words = [
+            (Rule::Threshold, "threshold"),
+            (Rule::Malformed, "malformed"),
+            (Rule::Fleet, "fleet"),
+            (Rule::Environment, "environment"),
+            (Rule::Node, "node"),
+            (Rule::Counter, "counter"),
+            (Rule::Previous, "previous"),
+            (Rule::Expired, "expired"),
+            (Rule::Clock, "clock"),
+            (Rule::PolicyVersion, "policy-version"),
+            (Rule::Boot, "boot"),
+            (Rule::Restored, "restored"),
+            (Rule::Revoked, "revoked"),
+            (Rule::Stale, "stale"),
+            (Rule::Isolation, "isolation"),
+            (Rule::NotGreen, "not-green"),
+            (Rule::BreakGlass, "break-glass"),
+            (Rule::Standing, "standing"),
+        ];
+        for (rule, word) in words {
+            assert_eq!(rule.to_string(), word);
+        }
+    }
+}

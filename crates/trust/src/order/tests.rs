@@ -3,7 +3,7 @@
 use super::*;
 use crate::{green, policy::tests::policy, sshsig::tests::TestKey};
 use bulkhead_core::{
-    order::{Health, HealthCheck, Rights, ServiceSpec, Tool},
+    order::{Rights, ServiceSpec, Tool},
     policy::Key,
     statement::TestResult,
 };
@@ -18,26 +18,11 @@ fn target(counter: u64, previous: Option<u8>) -> Target {
 }
 
 fn service() -> ServiceSpec {
-    ServiceSpec {
-        name: "web".parse().unwrap(),
-        command: vec!["/app".into()],
-        workdir: "/".into(),
-        env: BTreeMap::new(),
-        port: None,
-        health: Health { check: HealthCheck::StaysUp, within_ms: 1000 },
-        volumes: vec![],
-        memory_max_bytes: None,
-        tasks_max: None,
-        cpu_percent: None,
-        jit: false,
-        drain_ms: 0,
-        stop_ms: 0,
-        secrets: std::collections::BTreeSet::new(),
-    }
+    ServiceSpec::new("web".parse().unwrap(), vec!["/app".into()])
 }
 
 fn run() -> Run {
-    Run { image: green::tests::IMAGE, services: vec![service()], source: None, origin: None, fallback: BTreeSet::new() }
+    Run::new(green::tests::IMAGE, vec![service()])
 }
 
 fn look() -> Action {
@@ -79,6 +64,8 @@ struct Case {
     tamper: fn(&mut Vec<u8>),
     statements: Vec<SignedText>,
     standing: Option<(StandingOrder, Vec<u8>)>,
+    /// In the place of that.
+    raw_standing: Option<SignedText>,
     uses: u32,
     revoked: Revoked,
     heartbeat: Option<Heartbeat>,
@@ -113,6 +100,7 @@ impl Case {
             tamper: |_| {},
             statements: vec![],
             standing: None,
+            raw_standing: None,
             uses: 0,
             revoked: Revoked::default(),
             heartbeat: None,
@@ -133,6 +121,7 @@ impl Case {
             let signatures = seeds.iter().map(|seed| key(*seed).sign(STANDING_NAMESPACE, &bytes)).collect();
             SignedText { text: String::from_utf8(bytes).unwrap(), signatures }
         });
+        let standing = self.raw_standing.or(standing);
         let context = Context {
             fleet: &"acme".parse().unwrap(),
             environment: &"staging".parse().unwrap(),
@@ -201,8 +190,8 @@ fn green() -> Vec<SignedText> {
 #[test]
 fn an_order_lasts_two_hours_at_most() {
     let last = |seconds: i64, expected| check(|case| case.order.not_after = NOW.plus_s(seconds), expected);
-    last(LIFETIME_MAX_S, Ok(&["ada"]));
-    last(LIFETIME_MAX_S + 1, Err((Rule::Expired, "to last until")));
+    last(7200, Ok(&["ada"]));
+    last(7201, Err((Rule::Expired, "to last until")));
     last(i64::MAX - NOW.0, Err((Rule::Expired, "to last until")));
 }
 
@@ -361,6 +350,62 @@ fn so_many_release_keys() {
     check_run(&two, |case| case.signers = vec![1, 1], Err((Rule::Threshold, "2 release keys")));
     check_run(&two, |case| case.signers = vec![1, 9], Err((Rule::Threshold, "2 release keys")));
     check_run(&two, |case| case.signers = vec![1, CI], Err((Rule::Threshold, "2 release keys")));
+}
+
+/// A refusal says who could provide what is missing, and names the rule that is nearest to being met.
+#[test]
+fn a_refusal_names_who_could() {
+    let refusal = |accepts: &[Demand], signers: Vec<u8>, statements| {
+        let mut case = Case::new(Action::Run(run()));
+        case.environment.accepts = accepts.to_vec();
+        (case.signers, case.statements) = (signers, statements);
+        case.run().unwrap_err()
+    };
+    let by = "release keys are held by ada, bob, cleo; green keys by ci";
+    let found = refusal(&[Demand::release(2)], vec![1], vec![]);
+    assert_eq!((found.rule, found.hint.as_deref()), (Rule::Threshold, Some(by)));
+    let found = refusal(&[Demand::green_and_release(1)], vec![1], vec![]);
+    let with_command = format!("{by}; CI states an image green with `bulkhead ci mark`");
+    assert_eq!((found.rule, found.hint), (Rule::NotGreen, Some(with_command)));
+    // Of several ways the standing order is asked for where that alone is missing, whichever comes first.
+    let ways = [Demand::green_and_release(1), Demand { release: 0, green: 1, standing: true }];
+    for accepts in [ways.clone(), [ways[1].clone(), ways[0].clone()]] {
+        assert_eq!(refusal(&accepts, vec![CI], green()).rule, Rule::Standing);
+        assert_eq!(refusal(&accepts, vec![1], vec![]).rule, Rule::NotGreen);
+    }
+    let ways = [Demand::green_and_release(1), Demand { release: 1, green: 0, standing: true }];
+    for accepts in [ways.clone(), [ways[1].clone(), ways[0].clone()]] {
+        assert_eq!(refusal(&accepts, vec![1], vec![]).rule, Rule::Standing);
+    }
+}
+
+/// Green is on the record where it was demanded, and nowhere else.
+#[test]
+fn grounds() {
+    let granted = |demand: Demand| {
+        let mut case = Case::new(Action::Run(run()));
+        (case.environment.accepts, case.statements) = (vec![demand], green());
+        case.run().unwrap().green
+    };
+    assert_eq!(granted(Demand::green_and_release(1)), ["ci".to_owned()].into());
+    assert_eq!(granted(Demand::release(1)), BTreeSet::new());
+}
+
+#[test]
+fn a_standing_order_that_is_too_long_is_not_read() {
+    let long = |length| {
+        let mut case = Case::new(Action::Run(run()));
+        case.environment.accepts = vec![Demand { release: 0, green: 1, standing: true }];
+        (case.signers, case.statements) = (vec![CI], green());
+        let text = " ".repeat(length);
+        let signatures = vec![key(1).sign(STANDING_NAMESPACE, text.as_bytes())];
+        case.raw_standing = Some(SignedText { text, signatures });
+        case.run().unwrap_err()
+    };
+    let refusal = long(STANDING_MAX_BYTES + 1);
+    assert!(refusal.message.contains("longer than 256 KiB"), "{refusal}");
+    let refusal = long(STANDING_MAX_BYTES);
+    assert!(refusal.message.contains("not a standing order"), "{refusal}");
 }
 
 #[test]
@@ -687,6 +732,42 @@ fn a_standing_order_covers_no_new_secrets() {
     compare(case(Some(7)), Ok(&["ci"]));
     compare(case(Some(8)), Err((Rule::Standing, "no secrets other than")));
     compare(case(None), Err((Rule::Standing, "no secrets other than")));
+}
+
+/// A node saw to it that the secrets were those that ran; who checks afterwards takes them as the order has them.
+#[test]
+fn what_a_node_accepted_under_a_standing_order() {
+    let name = || "token".parse::<SecretName>().unwrap();
+    let mut service = service();
+    service.secrets.insert(name());
+    let environment = Environment::accepting(Demand { release: 0, green: 1, standing: true });
+    let policy = full_policy(&environment);
+    let mut order = order(Action::Run(Run { services: vec![service.clone()], ..run() }));
+    for target in order.targets.values_mut() {
+        target.secrets.insert(name(), SecretDigest([7; 32]));
+    }
+    let standing = StandingOrder {
+        format: 1,
+        fleet: order.fleet.clone(),
+        environment: order.environment.clone(),
+        app: order.app.clone(),
+        nodes: BTreeSet::new(),
+        services: vec![service],
+        issued: NOW,
+        not_after: NOW.plus_s(3600),
+        uses_max: 2,
+    }
+    .to_bytes();
+    let signatures = vec![key(1).sign(STANDING_NAMESPACE, &standing)];
+    let standing = SignedText { text: String::from_utf8(standing).unwrap(), signatures };
+    let bytes = order.to_bytes();
+    let signatures = [key(CI).sign(NAMESPACE, &bytes)];
+    let presented =
+        Presented { bytes: &bytes, signatures: &signatures, statements: &green(), standing: Some(&standing) };
+    let node = "n1".parse().unwrap();
+    let accepted =
+        Accepted { fleet: &order.fleet, environment: &order.environment, node: &node, app: &order.app, counter: 5 };
+    assert!(verify_accepted(&presented, &policy, &accepted).unwrap().standing.is_some());
 }
 
 #[test]
