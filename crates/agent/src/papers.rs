@@ -42,7 +42,7 @@ use bulkhead_trust::{
 use bulkhead_wire::{Enforced, Paper};
 use rustix::fs::{FlockOperation, flock};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, DirBuilder, File},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
@@ -336,16 +336,19 @@ fn counted<const N: usize>(document: SignedText, namespace: &'static str, polici
     signed_by(document, namespace, &known)
 }
 
-/// A document with the good signatures of these keys, one of each.
+/// A document with the good signatures of these keys, the best one of each: where a security key made one with a PIN or
+/// finger and one without, the first may count where the other does not.
 fn signed_by(document: SignedText, namespace: &'static str, known: &BTreeSet<PublicKey>) -> SignedText {
-    let mut seen = BTreeSet::new();
-    let SignedText { text, mut signatures } = document;
-    signatures.truncate(SIGNATURES_MAX);
-    signatures.retain(|armoured| {
-        sshsig::verify(armoured, namespace, text.as_bytes())
-            .is_ok_and(|signer| known.contains(&signer.key) && seen.insert(signer.key))
-    });
-    SignedText { text, signatures }
+    let SignedText { text, signatures } = document;
+    let mut best: BTreeMap<PublicKey, (bool, String)> = BTreeMap::new();
+    for armoured in signatures.into_iter().take(SIGNATURES_MAX) {
+        let Ok(signer) = sshsig::verify(&armoured, namespace, text.as_bytes()) else { continue };
+        let has_one = best.get(&signer.key).is_some_and(|(verified, _)| *verified || !signer.verified_user);
+        if known.contains(&signer.key) && !has_one {
+            best.insert(signer.key, (signer.verified_user, armoured));
+        }
+    }
+    SignedText { text, signatures: best.into_values().map(|(_, armoured)| armoured).collect() }
 }
 
 fn is_within(part: &Revoked, whole: &Revoked) -> bool {
@@ -518,7 +521,6 @@ mod tests {
         statement::Predicate,
     };
     use bulkhead_trust::PrivateKey;
-    use std::collections::BTreeMap;
 
     const NOW: Timestamp = Timestamp(1_000_000);
 
