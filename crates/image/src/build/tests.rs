@@ -343,9 +343,15 @@ fn what_is_refused() {
     bed.program("server").write("key.pem", key).write(".env", "A=b").write(".env.example", "A=");
     bed.write(".npmrc", "//r/:_authToken=x\n").write("node_modules/a/b.node", &pe).write("node_modules/npm/x.js", "");
     bed.write("c.node", Elf { needed: &["libnone.so.1"], ..Elf::default() }.bytes());
-    bed.write("bash", "#!/bin/sh\n").write("etc/curl.js", "");
+    bed.write("etc/curl.js", "");
+    for tool in ["bash", "gcc-14", "ssh", "gdb", "nc"] {
+        bed.write(tool, "#!/bin/sh\n");
+    }
     #[cfg(unix)]
     {
+        use std::os::unix::fs::PermissionsExt as _;
+        bed.write("raised", "");
+        fs::set_permissions(bed.folder.path().join("raised"), fs::Permissions::from_mode(0o4755)).unwrap();
         std::os::unix::fs::symlink("../../../etc", bed.folder.path().join("out")).unwrap();
         std::os::unix::fs::symlink("nowhere", bed.folder.path().join("dangling")).unwrap();
         std::os::unix::net::UnixListener::bind(bed.folder.path().join("socket")).unwrap();
@@ -355,6 +361,10 @@ fn what_is_refused() {
     let mut expected = vec![
         (Rule::Shell, "/app/bash"),
         (Rule::Shell, "/usr/bin/sh"),
+        (Rule::Compiler, "/app/gcc-14"),
+        (Rule::Ssh, "/app/ssh"),
+        (Rule::Debugger, "/app/gdb"),
+        (Rule::NetworkTool, "/app/nc"),
         (Rule::PackageManager, "/app/node_modules/npm"),
         (Rule::ForeignBinary, "/app/node_modules/a/b.node"),
         (Rule::UnresolvedLibrary, "/app/c.node"),
@@ -363,7 +373,11 @@ fn what_is_refused() {
         (Rule::NpmToken, "/app/.npmrc"),
     ];
     if cfg!(unix) {
-        expected.extend([(Rule::SpecialFile, "/app/socket"), (Rule::EscapingLink, "/app/out")]);
+        expected.extend([
+            (Rule::SpecialFile, "/app/socket"),
+            (Rule::EscapingLink, "/app/out"),
+            (Rule::Setuid, "/app/raised"),
+        ]);
     }
     expected.sort_unstable();
     assert_eq!(found, expected);
