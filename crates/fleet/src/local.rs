@@ -591,8 +591,6 @@ impl Local {
 
     /// Makes the bridge, with another network than last time where that one is taken by now.
     fn ensure_network(&mut self) -> Result<(), LocalError> {
-        // Two fleets that start at once must not take the same network.
-        let _lock = lock(&self.cache)?;
         let subnet = network::ensure(&self.bridge(), self.state.subnet)?;
         if subnet != self.state.subnet {
             self.state.subnet = subnet;

@@ -175,11 +175,14 @@ pub(super) async fn kill(context: &Context, name: &NodeName) -> Result<()> {
 
 pub(super) async fn start(context: &Context, name: &NodeName) -> Result<()> {
     let (files, name) = (FleetFiles::load(&context.places)?, name.clone());
+    let for_work = files.clone();
     let nodes = blocking(move || {
-        let mut local = open(&files)?;
+        let mut local = open(&for_work)?;
         local.start(&name).and_then(|_| local.ls()).map_err(|error| local_error(&error))
     })
     .await?;
+    // Where no node ran, another fleet may have taken the network: then the addresses are others.
+    enter(&files, &nodes)?;
     show(context, &nodes)
 }
 
