@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use bulkhead_testkit::world::{PATIENCE, World, noise};
 use std::{
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -40,7 +41,19 @@ fn power_cut(world: &World) -> Result<()> {
         app.serves("stage-1", &new)?;
         old = new;
     }
-    Ok(())
+    // While no node runs, another fleet takes the network.
+    world.kill_node("stage-1")?;
+    let (before, _) = world.address("stage-1")?;
+    let (network, _) = before.rsplit_once('.').context("no address")?;
+    let bridge = format!("bulkx{}", std::process::id());
+    let ip = |words: &[&str]| Command::new("ip").args(words).status();
+    ip(&["link", "add", &bridge, "type", "bridge"])?;
+    ip(&["address", "add", &format!("{network}.1/24"), "dev", &bridge])?;
+    let started = world.start_node("stage-1");
+    ip(&["link", "delete", &bridge])?;
+    started?;
+    ensure!(world.address("stage-1")?.0 != before, "the address is another fleet's");
+    app.deploy("staging", 0).map(drop)
 }
 
 fn full_disk(world: &World) -> Result<()> {
