@@ -246,15 +246,18 @@ pub(crate) mod tests {
     #[test]
     fn keys_of_nodes() {
         let (ada, node) = (TestKey::new(1), TestKey::new(7));
+        let (bob, root) = (TestKey::new(2), TestKey::new(3));
         let check = |audit: String, sealing: &str| {
-            let mut policy = policy(1, &[&ada], 1, &[("ada", &ada)], 1);
+            let mut policy = policy(1, &[&ada, &root], 1, &[("ada", &ada), ("bob", &bob)], 1);
             policy.nodes.insert("n1".parse().unwrap(), NodeKeys { audit, sealing: sealing.into() });
             let bytes = policy.to_bytes();
             rule(pin_first_policy(&bytes, &sign(&[&ada], &bytes), &policy.fleet))
         };
         let good = "0f".repeat(32);
         assert_eq!(check(node.public.to_openssh(), &good), None);
-        assert_eq!(check(ada.public.to_openssh(), &good), Some(Rule::Malformed), "a person's");
+        for (key, whose) in [(&ada, "a person's and a root's"), (&bob, "a person's"), (&root, "a root's")] {
+            assert_eq!(check(key.public.to_openssh(), &good), Some(Rule::Malformed), "{whose}");
+        }
         assert_eq!(check("ssh-rsa AAAA".into(), &good), Some(Rule::Malformed));
         assert_eq!(check(node.public.to_openssh(), "0f"), Some(Rule::Malformed));
         assert_eq!(check(node.public.to_openssh(), &"0F".repeat(32)), Some(Rule::Malformed));

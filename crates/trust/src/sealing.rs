@@ -240,6 +240,24 @@ mod tests {
     }
 
     #[test]
+    fn bounds() {
+        assert_eq!(SEALED_MAX_BYTES, 65_536 + 1 + 32 + 16);
+        let (key, names) = (SealingKey::from_seed(&[1; 32]), names(WORDS));
+        // Too short to hold a key and a tag, though the version is right.
+        for length in 1..OVERHEAD_BYTES {
+            assert_eq!(key.open(&names.purpose(), &vec![VERSION; length]), Err(SealingError::Malformed), "{length}");
+        }
+        assert_eq!(key.open(&names.purpose(), &vec![VERSION; SEALED_MAX_BYTES + 1]), Err(SealingError::Malformed));
+        assert_ne!(key.open(&names.purpose(), &vec![VERSION; SEALED_MAX_BYTES]), Err(SealingError::Malformed));
+    }
+
+    #[test]
+    fn a_private_key_shows_its_public_half() {
+        let key = SealingKey::from_seed(&[1; 32]);
+        assert_eq!(format!("{key:?}"), format!("SealingKey({})", key.public()));
+    }
+
+    #[test]
     fn other_drawings_other_ciphertexts() {
         let key = SealingKey::from_seed(&[1; 32]);
         let names = names(WORDS);

@@ -113,3 +113,42 @@ pub(crate) fn presented_by(release: &Found, green: &Found) -> String {
     parts.extend(release.notes.iter().filter(|note| !note.ends_with(OF_ANOTHER_ROLE)).take(5).cloned());
     parts.join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sshsig::tests::TestKey;
+
+    const NAMESPACE: &str = "order@bulkhead";
+
+    /// What a refusal says of the signatures that came.
+    #[test]
+    fn what_was_presented() {
+        let (ada, ci, stranger) = (TestKey::new(1), TestKey::new(3), TestKey::new(9));
+        let (of_ada, of_ci) = (ada.public.to_openssh(), ci.public.to_openssh());
+        let presented = |keys: &[&TestKey], namespace: &str| {
+            let signatures: Vec<String> = keys.iter().map(|key| key.sign(namespace, b"order")).collect();
+            let found = |name: &str, key: &str| {
+                signers(b"order", &signatures, NAMESPACE, [Wanted { name: name.into(), key, verify_user: false }])
+            };
+            presented_by(&found("ada", &of_ada), &found("ci", &of_ci))
+        };
+        let (by_ada, by_ci) = ("a good signature by ada", "a good signature by ci, with a green key");
+        assert_eq!(presented(&[], NAMESPACE), "no signature");
+        assert_eq!(presented(&[&ada], NAMESPACE), by_ada);
+        // Of neither role's keys the other kind is a stranger, so none is told as one.
+        assert_eq!(presented(&[&ci], NAMESPACE), by_ci);
+        assert_eq!(presented(&[&ci, &ada], NAMESPACE), format!("{by_ada}, {by_ci}"));
+        let unknown = format!("a signature by {}, {OF_ANOTHER_ROLE}", stranger.public.fingerprint());
+        assert_eq!(presented(&[&stranger], NAMESPACE), unknown);
+        assert_eq!(presented(&[&ada, &stranger], NAMESPACE), by_ada);
+        // What is wrong with a signature is said beside the good ones.
+        let wrong = "a signature that was made for documents of kind `file`, not `order@bulkhead`";
+        assert_eq!(presented(&[&ada], "file"), wrong);
+        let mixed = [ada.sign(NAMESPACE, b"order"), ci.sign("file", b"order")];
+        let wanted = || [Wanted { name: "ada".into(), key: &of_ada, verify_user: false }];
+        let found = signers(b"order", &mixed, NAMESPACE, wanted());
+        let none = signers(b"order", &[], NAMESPACE, wanted());
+        assert_eq!(presented_by(&found, &none), format!("{by_ada}, {wrong}"));
+    }
+}

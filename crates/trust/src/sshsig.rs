@@ -367,6 +367,90 @@ pub(crate) mod tests {
 
     const NAMESPACE: &str = "order@bulkhead";
 
+    /// A blob in armour, of fields that may be wrong.
+    fn armoured(fields: [&[u8]; 5], after: &[u8]) -> String {
+        let mut blob = MAGIC.to_vec();
+        blob.extend_from_slice(&1u32.to_be_bytes());
+        for field in fields {
+            put_string(&mut blob, field);
+        }
+        blob.extend_from_slice(after);
+        format!("{BEGIN}\n{}\n{END}\n", STANDARD.encode(blob))
+    }
+
+    fn plain(key: &TestKey, signed: &[u8]) -> Vec<u8> {
+        let mut field = Vec::new();
+        put_string(&mut field, b"ssh-ed25519");
+        put_string(&mut field, &key.key.sign(signed).to_bytes());
+        field
+    }
+
+    #[test]
+    fn fields_that_must_be_empty() {
+        let key = TestKey::new(1);
+        let field = plain(&key, &to_be_signed(NAMESPACE, b"m"));
+        let fields = |reserved: &'static [u8]| [key.public.blob(), NAMESPACE.as_bytes(), reserved, b"sha512", &field];
+        assert!(verify(&armoured(fields(b""), b""), NAMESPACE, b"m").is_ok());
+        for text in [armoured(fields(b"x"), b""), armoured(fields(b""), b"x"), armoured(fields(b"x"), b"x")] {
+            let found = verify(&text, NAMESPACE, b"m");
+            assert_eq!(found, Err(SignatureError::Malformed("unexpected bytes")), "{text}");
+        }
+    }
+
+    /// `ssh-keygen -O hashalg=sha256` makes these.
+    #[test]
+    fn hashes() {
+        let key = TestKey::new(1);
+        let field = plain(&key, &signed_with(NAMESPACE.as_bytes(), b"sha256", &Sha256::digest(b"m")));
+        let fields = |hash: &'static [u8]| [key.public.blob(), NAMESPACE.as_bytes(), b"", hash, &field];
+        assert!(verify(&armoured(fields(b"sha256"), b""), NAMESPACE, b"m").is_ok());
+        assert_eq!(verify(&armoured(fields(b"sha256"), b""), NAMESPACE, b"n"), Err(SignatureError::Mismatch));
+        assert_eq!(verify(&armoured(fields(b"sha512"), b""), NAMESPACE, b"m"), Err(SignatureError::Mismatch));
+        let unknown = Err(SignatureError::Malformed("unknown hash algorithm"));
+        assert_eq!(verify(&armoured(fields(b"sha1"), b""), NAMESPACE, b"m"), unknown);
+    }
+
+    #[test]
+    fn a_foreign_namespace_is_safe_to_show() {
+        let text = TestKey::new(1).sign("\u{1b}[2Jfile", b"m");
+        let found = "[2Jfile".to_owned();
+        assert_eq!(verify(&text, NAMESPACE, b"m"), Err(SignatureError::Namespace { found, wanted: NAMESPACE }));
+    }
+
+    #[test]
+    fn armour_is_bounded() {
+        let text = TestKey::new(1).sign(NAMESPACE, b"m");
+        let padded = |length: usize| format!("{text}{}", " ".repeat(length - text.len()));
+        assert!(verify(&padded(ARMOUR_MAX_BYTES), NAMESPACE, b"m").is_ok());
+        let long = verify(&padded(ARMOUR_MAX_BYTES + 1), NAMESPACE, b"m");
+        assert_eq!(long, Err(SignatureError::Malformed("longer than 4096 bytes")));
+    }
+
+    #[test]
+    fn a_private_key_shows_its_fingerprint() {
+        let key = PrivateKey::from_seed([1; 32]);
+        assert_eq!(format!("{key:?}"), format!("PrivateKey({})", key.public_key().fingerprint()));
+    }
+
+    /// The counter of a security key has four bytes.
+    #[test]
+    fn counters_of_other_lengths() {
+        let key = TestKey::security_key(1);
+        for counter in [&[0, 0, 0, 7][..], &[0, 0, 7], &[0, 0, 0, 0, 7], &[]] {
+            let mut signed = Sha256::digest(SK_APPLICATION).to_vec();
+            signed.push(SK_USER_PRESENT);
+            signed.extend_from_slice(counter);
+            signed.extend_from_slice(&Sha256::digest(to_be_signed(NAMESPACE, b"m")));
+            let mut field = Vec::new();
+            put_string(&mut field, b"sk-ssh-ed25519@openssh.com");
+            put_string(&mut field, &key.key.sign(&signed).to_bytes());
+            field.push(SK_USER_PRESENT);
+            field.extend_from_slice(counter);
+            let found = verify(&armor(&key.public, NAMESPACE, &field), NAMESPACE, b"m");
+            assert_eq!(found.is_ok(), counter.len() == 4, "{counter:?}");
+        }
+    }
+
     #[test]
     fn a_signature_by_ssh_keygen() {
         // Made with OpenSSH 9.2: printf 'hello\n' | ssh-keygen -Y sign -n order@bulkhead -f key
