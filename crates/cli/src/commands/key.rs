@@ -119,7 +119,7 @@ pub async fn run(context: &Context, args: &KeyArgs) -> Result<()> {
 }
 
 /// A public key from a file, or given as it is.
-fn public(text: &str) -> Result<String> {
+pub(crate) fn public(text: &str) -> Result<String> {
     if PublicKey::parse(text).is_ok() { Ok(text.trim().to_owned()) } else { read_public(Path::new(text)) }
 }
 

@@ -7,15 +7,16 @@ use crate::{
     ledger::Ledger,
     output::{Paint, printable},
     proposal::{self, Proposal, Signed, name_of},
-    session::{Answer, As, Hand, Session, now, sign_error, summary},
+    session::{Answer, As, Hand, Session, identities, now, sign_error, summary},
     table::Table,
     workspace::{FleetFiles, POLICY, read_text},
 };
 use bulkhead_core::{
     EnvironmentName, NodeName, PersonName, SignedText,
     notice::{HEARTBEAT_NAMESPACE, Heartbeat},
-    policy::{Demand, Environment, Isolation, Key, NodeKeys, Policy, Role},
+    policy::{Demand, Environment, Isolation, Key, NodeKeys, Policy, Role, Root},
 };
+use bulkhead_fleet::sign::{SignError, Signer};
 use bulkhead_wire::Paper;
 use clap::{Args, Subcommand};
 use schemars::JsonSchema;
@@ -45,6 +46,7 @@ enum PolicyCommand {
     Edit(EditArgs),
     Require(RequireArgs),
     Nodes(NodesArgs),
+    Roots(RootsArgs),
     Sign(SignArgs),
     Push(PushArgs),
     Drop(DropArgs),
@@ -115,6 +117,28 @@ pub struct RequireArgs {
 pub struct NodesArgs {
     #[command(flatten)]
     environment: MaybeEnvironment,
+
+    #[command(flatten)]
+    go: GoArgs,
+}
+
+/// Makes these the root keys, and no others
+///
+/// It takes enough of the present root keys, and of the new ones: each of these shows so that it can sign before it
+/// counts. `bulkhead policy roots 2 ada.pub bob.pub safe.pub` makes it two of three.
+#[derive(Debug, Args)]
+pub struct RootsArgs {
+    /// How many of them must sign a policy.
+    #[arg(value_name = "THRESHOLD", value_parser = clap::value_parser!(u32).range(1..))]
+    pub threshold: u32,
+
+    /// The public keys: `.pub` files, or `ssh-ed25519 AAAA…` itself.
+    #[arg(value_name = "KEY", required = true)]
+    pub keys: Vec<String>,
+
+    /// Their signatures count only where the security key checked a PIN or finger.
+    #[arg(long)]
+    pub verify_user: bool,
 
     #[command(flatten)]
     go: GoArgs,
@@ -271,6 +295,7 @@ pub async fn run(context: &Context, args: &PolicyArgs) -> Result<()> {
         PolicyCommand::Edit(args) => edit(context, args).await,
         PolicyCommand::Require(args) => require(context, args).await,
         PolicyCommand::Nodes(args) => nodes(context, args).await,
+        PolicyCommand::Roots(args) => roots(context, args).await,
         PolicyCommand::Sign(args) => sign(context, args).await,
         PolicyCommand::Push(args) => push(context, args).await,
         PolicyCommand::Drop(_) => take_back(context),
@@ -379,6 +404,19 @@ async fn require(context: &Context, args: &RequireArgs) -> Result<()> {
     .await
 }
 
+async fn roots(context: &Context, args: &RootsArgs) -> Result<()> {
+    let files = FleetFiles::load(&context.places)?;
+    let lines: Vec<String> = args.keys.iter().map(|key| crate::commands::key::public(key)).collect::<Result<_>>()?;
+    // What a file says after the key is its owner's own note.
+    let bare = |line: &String| line.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
+    let keys: Vec<String> = lines.iter().map(bare).collect();
+    go_on(context, &files, &args.go, |policy| {
+        policy.root = Root { threshold: args.threshold, keys, verify_user: args.verify_user };
+        Ok(())
+    })
+    .await
+}
+
 async fn nodes(context: &Context, args: &NodesArgs) -> Result<()> {
     context.ui.must_be_able_to_ask(args.go.yes)?;
     let session = Session::open(context)?;
@@ -481,7 +519,24 @@ async fn finish(context: &Context, files: &FleetFiles, args: &GoArgs, proposal: 
         return context.ui.result(&report(&current.policy, Some(proposal), vec![]), render);
     }
     proposal.enact(files, &current)?;
-    bring_to_all(context, files).await
+    if may_bring(context, [&current.policy, &proposal.policy]).await? {
+        return bring_to_all(context, files).await;
+    }
+    // Whoever holds a root key alone signs, and connects to nothing.
+    context.ui.result(&report(&proposal.policy, None, vec![]), render)?;
+    context.ui.note("no key at hand may connect to nodes: `bulkhead policy push`, by whoever's may, brings it to them");
+    Ok(())
+}
+
+/// Whether a key at hand may bring documents by one of these policies.
+async fn may_bring(context: &Context, policies: [&Policy; 2]) -> Result<bool> {
+    let holders = policies.into_iter().flat_map(|policy| policy.holders(Role::Courier));
+    let wanted: Vec<&str> = holders.map(|(_, key)| key.key.as_str()).collect();
+    match Signer::find(&identities(context)?, wanted).await {
+        Ok(_) => Ok(true),
+        Err(SignError::NoKey { .. }) => Ok(false),
+        Err(error) => Err(sign_error(&error)),
+    }
 }
 
 async fn push(context: &Context, args: &PushArgs) -> Result<()> {

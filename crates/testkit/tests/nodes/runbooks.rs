@@ -12,6 +12,7 @@ use serde_json::Value;
 use std::{fs, path::Path};
 
 pub(crate) const TESTS: &[(&str, crate::Test)] = &[
+    ("keys_are_made_and_handed_out", ceremony),
     ("a_laptop_is_lost", lost_laptop),
     ("a_person_leaves", person_leaves),
     ("ci_was_broken_into", ci_break_in),
@@ -85,6 +86,40 @@ fn counts_for_nothing(world: &World, app: &App<'_>, lost: &Path) -> Result<()> {
     let said = ssh.arg(bulkhead_wire::COMMAND).output()?;
     let said = String::from_utf8_lossy(&said.stderr);
     ensure!(said.contains("Permission denied"), "it connects: {said}");
+    Ok(())
+}
+
+/// Two of three new root keys must sign, and each of them shows that it can.
+fn ceremony(world: &World) -> Result<()> {
+    let app = world.app("crowned", SERVE, WEB)?;
+    let holders = ["root-ada", "root-bob", "root-safe"].map(|name| key(world, name));
+    let [ada, bob, safe] = holders.map(|made| made.map(|(path, _)| path));
+    let (ada, bob, safe) = (ada?, bob?, safe?);
+    let text = text("key-ceremony.md")?;
+    let mut shown = String::new();
+    for line in fenced(&text).filter(|line| line.starts_with("bulkhead ")) {
+        let mut words = words(line);
+        words.remove(0);
+        for word in words.iter_mut().filter(|word| word.ends_with(".pub")) {
+            *word = world.folder().join(&*word).display().to_string();
+        }
+        let with: &[&Path] = if line == "bulkhead policy sign" { &[&ada, &safe] } else { &[&world.key()] };
+        if !line.ends_with("show") {
+            words.push("--yes".into());
+        }
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        for key in with {
+            let ran = world.run_with_key(&world.fleet(), &words, key)?;
+            shown = ran.expect(0).with_context(|| line.to_owned())?.stdout;
+        }
+    }
+    ensure!(shown.contains("the next one needs 2 of 3 root key(s)"), "{shown}");
+    app.deploy("production", 0)?;
+    // Whoever was the root is none any more, and one of the new ones is not enough.
+    let change = ["policy", "require", "-e", "production", "--heartbeat", "9000", "--yes"];
+    fleet(world, &change)?.expect(0)?.says("signed by nobody")?;
+    world.run_with_key(&world.fleet(), &["policy", "sign", "--yes"], &bob)?.expect(0)?.says("wanting: 1")?;
+    app.deploy("production", 0)?;
     Ok(())
 }
 
