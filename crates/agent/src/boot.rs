@@ -3,18 +3,24 @@
 //! other from starting. What the boot before left of caches goes.
 
 use crate::{
+    install,
     keeper::{bring, chain, secrets::make_host_key, settle::settle_all, status::find_mounts},
     papers,
     state::Paths,
     systemd,
 };
 use bulkhead_store::Store;
+use std::fs;
 
 /// Brings every app back. `false` where one could not be.
 ///
 /// # Errors
 /// Not even the list of apps can be read.
 pub fn run(paths: &Paths) -> Result<bool, String> {
+    if let Ok(volumes) = fs::read_to_string(paths.discharging()) {
+        // A power cut or an error broke it off.
+        return install::discharge(paths, volumes.trim() == "delete").map(|_| true);
+    }
     let mut all_well = true;
     if let Err(error) = find_mounts(paths) {
         systemd::eprintln_bounded(&format!("how images are mounted here: {error}"));

@@ -15,7 +15,11 @@ use bulkhead_wire::{
     Ask, COMMAND, DATA_MAX_BYTES, Event, Failure, FailureKind, Kind, MESSAGE_MAX_BYTES, PROTOCOL, Request,
     frame::{self, HEADER_BYTES},
 };
-use rustix::event::{PollFd, PollFlags, poll};
+use nix::unistd::alarm;
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    process::{Resource, Rlimit, setrlimit},
+};
 use std::{
     fs,
     io::{self, Read, Write},
@@ -25,6 +29,12 @@ use std::{
     thread,
 };
 
+/// Above what services have, so that gates go first when memory is short.
+const OOM_SCORE: &str = "500";
+/// Of address space; it holds one message and the buffers of two directions.
+const MEMORY_MAX_BYTES: u64 = 256 << 20;
+/// From the start of a gate to the end of its request: the longest message, over a slow line.
+const REQUEST_WITHIN_S: u32 = 30;
 /// A service's socket is `live/APP/SERVICE/sock`.
 const SOCKET: &str = "sock";
 /// The file that sshd names in `SSH_USER_AUTH` is one line for each method used.
@@ -57,7 +67,14 @@ pub fn run(paths: &Paths) -> Result<(), String> {
     let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(|error| format!("bulkhead: {error}"))?;
     let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(|error| format!("bulkhead: {error}"))?;
     let (mut input, mut output) = (fs::File::from(stdin), fs::File::from(stdout));
-    let request = match read_request(&mut input) {
+    // What it inherits is sshd's own: when memory is short, whoever has connected goes before what runs here.
+    fs::write("/proc/self/oom_score_adj", OOM_SCORE).ok();
+    setrlimit(Resource::As, Rlimit { current: Some(MEMORY_MAX_BYTES), maximum: Some(MEMORY_MAX_BYTES) }).ok();
+    // Whoever is slower at saying what they want is ended by the signal.
+    alarm::set(REQUEST_WITHIN_S);
+    let request = read_request(&mut input);
+    alarm::cancel();
+    let request = match request {
         Ok(request) => request,
         Err(failure) => return answer(&mut output, *failure),
     };

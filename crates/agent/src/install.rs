@@ -30,7 +30,7 @@ mod tree;
 mod trial;
 mod uninstall;
 
-use crate::keys;
+use crate::{keys, state::Paths};
 use bulkhead_core::{
     SignedText, digest,
     node::{NodeConfig, NodeIdentity},
@@ -331,10 +331,16 @@ pub fn uninstall_command(arguments: &[String]) -> Result<String, String> {
 ///
 /// # Errors
 /// A sentence for standard error, its causes included.
-pub fn discharge(volumes: bool) -> Result<String, String> {
+pub fn discharge(paths: &Paths, volumes: bool) -> Result<String, String> {
     // Whoever asked has the answer first: its connection ends with the node's SSH server.
     std::thread::sleep(std::time::Duration::from_secs(1));
-    let removal = uninstall(Path::new("/"), UninstallOptions { volumes }).map_err(|error| chain(&error))?;
+    let removal = uninstall(Path::new("/"), UninstallOptions { volumes }).map_err(|error| {
+        if matches!(error, InstallError::StockSshFailed { .. }) {
+            // It stays a node, and what was stopped is started again by the boot's unit, which follows on a failure.
+            std::fs::remove_file(paths.discharging()).ok();
+        }
+        chain(&error)
+    })?;
     Ok([removal.changes, removal.notes].concat().join("\n"))
 }
 

@@ -250,7 +250,10 @@ fn serve(paths: &Paths, peer: &mut Peer, caller: &Caller) -> Result<Done, Box<Fa
         Ask::Discharge { signatures } => {
             discharge::discharge(paths, peer, &signatures, preface.key.as_deref())?;
         }
-        Ask::Submit(submit) => return submit::submit(paths, peer, &submit, preface.key.as_deref()),
+        Ask::Submit(submit) => {
+            discharge::refuse_while_under_way(paths)?;
+            return submit::submit(paths, peer, &submit, preface.key.as_deref());
+        }
         Ask::Open { .. } => {
             return Err(failure(FailureKind::Request, "malformed", "connections to services do not pass the keeper"));
         }

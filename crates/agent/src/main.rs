@@ -57,7 +57,7 @@ fn command(arguments: &[String]) -> Outcome {
         ["tool", id] => tool::run(&paths, id).map(|()| String::new()),
         ["install", ..] => install::command(&arguments[1..]),
         ["uninstall", ..] => install::uninstall_command(&arguments[1..]),
-        ["discharge", volumes @ ("keep" | "delete")] => install::discharge(volumes == "delete"),
+        ["discharge", volumes @ ("keep" | "delete")] => install::discharge(&paths, volumes == "delete"),
         ["revert"] => install::revert(Path::new("/")),
         ["--version" | "-V"] => Ok(format!("bulkhead-agent {}", env!("CARGO_PKG_VERSION"))),
         _ => return Err(USAGE.into()),

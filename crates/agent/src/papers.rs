@@ -278,6 +278,7 @@ pub fn settle(paths: &Paths, end: impl FnOnce(&Policy)) -> Result<(), FileError>
     let policy = policy(paths)?;
     follow(paths, &policy)?;
     forget_strangers(paths, &policy)?;
+    forget_listed(paths, &policy)?;
     if ending(paths).exists() {
         end(&policy);
         durable::remove(&ending(paths))?;
@@ -303,12 +304,6 @@ fn bring_policy(paths: &Paths, document: SignedText, record: &Record<'_>) -> Res
         durable::write(&ending(paths), b"")?;
     }
     durable::write_json(&path, &document)?;
-    for (path, signed) in revocations(paths)? {
-        let listed = Revocation::parse(signed.text.as_bytes()).is_ok_and(|it| is_within(&it.revoked, &policy.revoked));
-        if listed {
-            durable::remove(&path)?;
-        }
-    }
     Ok(brought)
 }
 
@@ -379,7 +374,9 @@ fn bring_revocation(paths: &Paths, document: SignedText, record: &Record<'_>) ->
     let name = name(&document.text);
     let kept = listed(&directory)?;
     let what = format!("{} revoked: {}", revocation.revoked.len(), revocation.reason);
-    let already = kept.iter().any(|path| path.to_string_lossy().ends_with(&name));
+    // What the policy says itself takes no room: whoever brings it again must not undo that.
+    let already = is_within(&revocation.revoked, &policy.revoked)
+        || kept.iter().any(|path| path.to_string_lossy().ends_with(&name));
     let brought = Brought { signers: verified.signers().to_vec(), what, already };
     if !brought.already {
         let document = counted(document, REVOCATION_NAMESPACE, [&policy]);
@@ -499,6 +496,16 @@ fn forget_oldest(directory: &Path, prefix: &str, but: &Path) -> Result<(), FileE
 
 fn begins(path: &Path, prefix: &str) -> bool {
     path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(prefix))
+}
+
+/// Forgets revocations of which the policy itself says all.
+fn forget_listed(paths: &Paths, policy: &Policy) -> Result<(), FileError> {
+    for (path, signed) in revocations(paths)? {
+        if Revocation::parse(signed.text.as_bytes()).is_ok_and(|it| is_within(&it.revoked, &policy.revoked)) {
+            durable::remove(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Forgets the marks of keys that the policy lets say nothing about images any more.

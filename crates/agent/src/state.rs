@@ -70,6 +70,12 @@ pub struct Paths {
 }
 
 impl Paths {
+    /// There while the node is being given back: `keep` or `delete`, what becomes of its volumes.
+    #[must_use]
+    pub fn discharging(&self) -> PathBuf {
+        self.state.join("discharging")
+    }
+
     /// Below a root directory; `/` on a node.
     #[must_use]
     pub fn new(root: &Path) -> Self {

@@ -259,7 +259,7 @@ impl Ui {
         }
         Err(Error::usage("this would change something, and there is no terminal to ask at")
             .hint("say `--yes` to go on without a question")
-            .hint("`bulkhead plan` shows what would change and changes nothing"))
+            .hint("of a deploy, `bulkhead plan -e ENV` shows what would change and changes nothing"))
     }
 
     async fn ask(&self, prompt: &str) -> Result<String> {

@@ -464,17 +464,18 @@ impl Hand {
     pub fn signers(&self, session: &Session, name: &EnvironmentName, purpose: Purpose) -> Result<Vec<Signer>> {
         let environment = session.environment(name)?;
         let forbidden = |what: &str, field: &str| {
-            Error::new(Kind::Refused, format!("the policy lets nobody {what} in `{name}`"))
-                .hint(format!("the policy can allow it to a number of release keys: `{field}` of that environment"))
+            Error::new(Kind::Refused, format!("the policy lets nobody {what} in `{name}`")).hint(format!(
+                "the policy can allow it: `bulkhead policy require -e {name} {field} NUMBER` of release keys"
+            ))
         };
         // How many release keys, by each way; none means a green one.
         let ways: Vec<u32> = match purpose {
             Purpose::AnyOne => vec![1],
             Purpose::People => vec![environment.people()],
-            Purpose::Look => vec![environment.lookers().ok_or_else(|| forbidden("look with tools", "look"))?],
+            Purpose::Look => vec![environment.lookers().ok_or_else(|| forbidden("look with tools", "--look"))?],
             Purpose::Run => environment.accepts.iter().map(|demand| demand.release).collect(),
             Purpose::BreakGlass => {
-                vec![environment.break_glass.ok_or_else(|| forbidden("break glass", "break_glass"))?]
+                vec![environment.break_glass.ok_or_else(|| forbidden("break glass", "--break-glass"))?]
             }
         };
         let possible = ways.iter().filter_map(|needed| match *needed {
@@ -624,7 +625,11 @@ fn fetch_error(error: &PushError, source: &SpoolError) -> Error {
 /// A signature's error in the one shape.
 #[must_use]
 pub fn sign_error(error: &SignError) -> Error {
-    Error::of(Kind::Configuration, error)
+    let told = Error::of(Kind::Configuration, error);
+    match error {
+        SignError::NoKey { .. } => told.hint("load the key with `ssh-add`, or name its file in BULKHEAD_KEY"),
+        _ => told,
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::{
     signers::{holders, signers},
 };
 use bulkhead_core::{
-    FleetName, Timestamp,
+    FleetName, OrderId, Timestamp,
     notice::{
         DISCHARGE_NAMESPACE, Discharge, HEARTBEAT_NAMESPACE, Heartbeat, NOTICE_MAX_BYTES, REVOCATION_NAMESPACE,
         Revocation,
@@ -90,6 +90,10 @@ pub fn verify_discharge(
     check_length(bytes, "discharge")?;
     let whose = ("discharge", "the policy's");
     let names = signed_by_roots(bytes, signatures, &context.policy.root, DISCHARGE_NAMESPACE, whose)?;
+    let id = OrderId::of(bytes);
+    if [&context.policy.revoked, context.revoked].iter().any(|revoked| revoked.orders.contains(&id)) {
+        return Err(Refusal::new(Rule::Revoked, "the discharge was revoked"));
+    }
     let discharge = Discharge::parse(bytes).map_err(|what| Refusal::new(Rule::Malformed, what))?;
     check_fleet(&discharge.fleet, context.policy)?;
     if discharge.node != *context.node {
@@ -254,9 +258,16 @@ mod tests {
         assert_eq!(refused(&|it| it.issued = now.plus_s(CLOCK_SKEW_S + 1)), Rule::Expired);
         assert_eq!(refused(&|it| it.format = 2), Rule::Malformed);
         assert_eq!(refused(&|it| it.reason = String::new()), Rule::Malformed);
-        let late = Context { minimum_time: now.plus_s(1), ..context };
+        let id = OrderId::of(&good.to_bytes());
+        let taken_back = Revoked { orders: [id].into(), ..Revoked::default() };
         let bytes = good.to_bytes();
         let signatures = [&ada, &bob].map(|key| key.sign(NAMESPACE, &bytes));
+        let by_notice = Context { revoked: &taken_back, ..context };
+        assert_eq!(verify_discharge(&bytes, &signatures, &by_notice).unwrap_err().rule, Rule::Revoked);
+        let stricter = Policy { revoked: taken_back.clone(), ..policy.clone() };
+        let by_policy = Context { policy: &stricter, ..context };
+        assert_eq!(verify_discharge(&bytes, &signatures, &by_policy).unwrap_err().rule, Rule::Revoked);
+        let late = Context { minimum_time: now.plus_s(1), ..context };
         assert_eq!(verify_discharge(&bytes, &signatures, &late).unwrap_err().rule, Rule::Clock);
     }
 

@@ -10,6 +10,7 @@ use std::{collections::BTreeSet, net::Ipv6Addr};
 
 pub(super) const SYSTEMCTL: &str = "/usr/bin/systemctl";
 const SSHD: &str = "bulkhead-sshd.service";
+const SCRUB: &str = "bulkhead-scrub.timer";
 
 /// Puts what was written into force, but for the SSH server: directories, packet filter, keeper.
 pub(super) fn prepare(tree: &mut Tree) -> Result<(), InstallError> {
@@ -108,6 +109,12 @@ pub(super) fn give_back(tree: &mut Tree, before: &Before) -> Result<(), InstallE
             if !started {
                 tree.run_any(SYSTEMCTL, &[&["stop"], down.as_slice()].concat())?;
                 tree.run(SYSTEMCTL, &["start", SSHD])?;
+                // It stays a node, so the next boot must start one server as well.
+                for mask in layout::masks(tree) {
+                    tree.apply(&mask)?;
+                }
+                tree.run(SYSTEMCTL, &["daemon-reload"])?;
+                tree.run_any(SYSTEMCTL, &["start", SCRUB])?;
                 return Err(InstallError::StockSshFailed { message: message.trim().to_owned() });
             }
             tree.changed(format!("started {unit}"));

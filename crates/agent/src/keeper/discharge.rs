@@ -3,6 +3,7 @@
 use super::{OrFail, failure, now, submit::courier};
 use crate::{
     audit::{self, Entry, What},
+    durable,
     papers::{self, Papers},
     peer::Peer,
     state::{self, Paths},
@@ -23,6 +24,7 @@ pub(super) fn discharge(
     signatures: &[String],
     key: Option<&str>,
 ) -> Result<(), Box<Failure>> {
+    refuse_while_under_way(paths)?;
     let bytes = peer.read_stream("discharge", NOTICE_MAX_BYTES).or_fail()?;
     let identity = state::identity(paths).or_fail()?;
     let Papers { policy, revoked, heartbeat } = papers::load(paths).or_fail()?;
@@ -68,5 +70,18 @@ pub(super) fn discharge(
     })?;
     peer.commit();
     let volumes = if verified.value().volumes { "delete" } else { "keep" };
+    // From here on a boot finishes what a power cut broke off.
+    durable::write(&paths.discharging(), volumes.as_bytes()).or_fail()?;
     systemd::systemctl(&["start", "--no-block", &format!("bulkhead-discharge@{volumes}.service")]).or_fail().map(drop)
+}
+
+/// Nothing is started any more on a node that is being given back, and it is given back once.
+///
+/// # Errors
+/// It is.
+pub(super) fn refuse_while_under_way(paths: &Paths) -> Result<(), Box<Failure>> {
+    if !paths.discharging().exists() {
+        return Ok(());
+    }
+    Err(failure(FailureKind::Node, "discharging", "the node is being given back: it takes nothing more"))
 }

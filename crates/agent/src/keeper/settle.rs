@@ -244,6 +244,10 @@ const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// # Errors
 /// Not even the list of apps can be read.
 pub fn settle_all(paths: &Paths) -> Result<bool, FileError> {
+    if paths.discharging().exists() {
+        // What runs is being stopped, and the state goes.
+        return Ok(true);
+    }
     let mut left = state::apps(paths)?;
     for attempt in 0..TRIES {
         if attempt > 0 {

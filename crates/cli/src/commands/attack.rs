@@ -164,23 +164,22 @@ fn render(report: &AttackReport, nodes: usize, paint: Paint) -> String {
     }
     let mut table = Table::new(&["TRIED", "HOLDING THE KEY OF", "OUTCOME", "BY", "RULE"]);
     for (attack, all) in &lines {
-        let holding = together(all.iter().map(|tried| role_of(&tried.holding)));
-        let by = together(all.iter().filter_map(|tried| tried.by.as_deref()));
-        let rule = together(all.iter().filter_map(|tried| tried.rule.as_deref()));
+        let holding = distinct(all.iter().map(|tried| role_of(&tried.holding))).join(", ");
+        let by = distinct(all.iter().filter_map(|tried| tried.by.as_deref())).join(", ");
+        let rule = distinct(all.iter().filter_map(|tried| tried.rule.as_deref())).join(", ");
         table.row([attack, holding.as_str(), &all[0].outcome, &by, &rule]);
     }
     let mut out = table.render(paint);
     if !left.is_empty() {
-        let why =
-            together(left.iter().map(|tried| format!("  {} ({})", tried.attack, tried.said))).replace(",   ", "\n  ");
-        put!(out, "\nNot tried:\n{why}\n");
+        let lines = distinct(left.iter().map(|tried| format!("  {} ({})", tried.attack, tried.said)));
+        put!(out, "\nNot tried:\n{}\n", lines.join("\n"));
     }
     putln!(out, "\n{}", summed_up(report, nodes));
     out
 }
 
 /// Each once, in order of first appearance.
-fn together(texts: impl Iterator<Item = impl Into<String>>) -> String {
+fn distinct(texts: impl Iterator<Item = impl Into<String>>) -> Vec<String> {
     let mut distinct: Vec<String> = Vec::new();
     for text in texts {
         let text = text.into();
@@ -188,7 +187,7 @@ fn together(texts: impl Iterator<Item = impl Into<String>>) -> String {
             distinct.push(text);
         }
     }
-    distinct.join(", ")
+    distinct
 }
 
 fn summed_up(report: &AttackReport, nodes: usize) -> impl Display {

@@ -6,7 +6,7 @@ use crate::{
     error::{Error, ErrorBody, Kind, Result},
     ledger::{KnownBy, Ledger},
     output::{Paint, printable},
-    session::{As, Session, those_that_answered},
+    session::{Answer, As, Session, summary},
     table::Table,
     workspace::{read_if_present, shown, write_durably, write_json},
 };
@@ -29,7 +29,8 @@ pub const WITNESS: &str = ".bulkhead/witness";
 /// Each node keeps a hash chain of the orders and other signed documents that it accepted or refused, and signs
 /// where it ends. This checks every line against the one before, the end against the node's signature, and that
 /// all that this machine ever saw of the log (heads, and the receipts of its orders) is still its beginning. What
-/// `--witness` writes can be checked in, so that others hold the log against it too.
+/// `--witness` writes can be checked in, so that others hold the log against it too. Where a node does not answer the
+/// exit code is 9, or 4 where none does; where a log cannot be believed it is 5.
 #[derive(Debug, Args)]
 pub struct AuditArgs {
     #[command(flatten)]
@@ -78,8 +79,15 @@ pub struct NodeAudit {
     pub key_by: Option<String>,
     /// Who witnessed an earlier end of the log.
     pub witnesses: Vec<String>,
-    /// Why it cannot be believed.
+    /// Why it cannot be believed, or did not come.
     pub error: Option<ErrorBody>,
+}
+
+impl NodeAudit {
+    /// Of which nothing is known yet.
+    fn of(node: &NodeName) -> Self {
+        Self { node: node.clone(), entries: None, head: None, key: None, key_by: None, witnesses: vec![], error: None }
+    }
 }
 
 /// An entry of a node's audit log.
@@ -110,7 +118,7 @@ pub struct AuditEntry {
 }
 
 /// A log that holds.
-struct Good {
+pub(crate) struct Good {
     signed: SignedText,
     head: Head,
     chain: Chain,
@@ -132,20 +140,20 @@ pub async fn run(context: &Context, args: &AuditArgs) -> Result<()> {
     };
     let answers = session.ask_all(&nodes, As::Observer, |client| async move { client.audit(0).await }).await?;
     let mut report = AuditReport { nodes: vec![], entries: vec![], error: None };
-    let mut errors = Vec::new();
-    for (node, (signed, lines)) in those_that_answered(context, answers)? {
+    let (mut errors, mut away) = (Vec::new(), Vec::new());
+    for Answer { node, result } in answers {
+        let (signed, lines) = match result {
+            Ok(answer) => answer,
+            Err(error) => {
+                report.nodes.push(NodeAudit { error: Some(error.report().error), ..NodeAudit::of(&node) });
+                away.push(error);
+                continue;
+            }
+        };
         let known = nodes.iter().find(|(name, _)| *name == node).map(|(_, known)| known);
         let ledger = known.map(|known| Ledger::of(&session.files.fleet.fleet, &node, known)).transpose()?;
         let Some(ledger) = ledger else { continue };
-        let mut report_one = NodeAudit {
-            node: node.clone(),
-            entries: None,
-            head: None,
-            key: None,
-            key_by: None,
-            witnesses: vec![],
-            error: None,
-        };
+        let mut report_one = NodeAudit::of(&node);
         match examine(context, &session, &ledger, &node, signed, &lines) {
             Ok(good) => {
                 ledger.keep_head(&good.signed)?;
@@ -174,7 +182,8 @@ pub async fn run(context: &Context, args: &AuditArgs) -> Result<()> {
     }
     let surplus = report.entries.len().saturating_sub(args.lines);
     report.entries.drain(..surplus);
-    let error = (!errors.is_empty()).then(|| folded(errors));
+    // That a log cannot be believed is worse than that one is not known.
+    let error = if errors.is_empty() { summary(&away, nodes.len()) } else { Some(folded(errors)) };
     report.error = error.as_ref().map(|error| error.report().error);
     context.ui.result(&report, render)?;
     match error {
@@ -208,7 +217,7 @@ fn word(by: KnownBy) -> &'static str {
 }
 
 /// Checks all that can be checked of a log.
-fn examine(
+pub(crate) fn examine(
     context: &Context,
     session: &Session,
     ledger: &Ledger,

@@ -5,13 +5,14 @@ use crate::{
     error::{Error, Kind, Result},
     grants::{read_signed, write_signed},
     output::printable_lines,
+    proof::Proof,
     proposal::name_of,
-    session::{Session, now, sign_error},
+    session::{As, Session, app_of, now, sign_error},
     workspace::shown,
 };
 use bulkhead_core::{
     SignedText,
-    order::{NAMESPACE, Order},
+    order::{Action, NAMESPACE, Order, Run},
     policy::Role,
 };
 use bulkhead_fleet::sign::Signer;
@@ -19,7 +20,7 @@ use bulkhead_trust::sshsig;
 use clap::{Args, Subcommand};
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 /// Orders that several people must sign, as files
 ///
@@ -91,6 +92,7 @@ async fn sign(context: &Context, args: &SignArgs) -> Result<()> {
         return Err(Error::configuration(format!("the order in {} has expired: draft it again", shown(&args.file))));
     }
     context.ui.preview(|_| render(&before))?;
+    check_listed(&session, &signed).await?;
     context.ui.confirm("\nSign this order?", args.yes).await?;
     let policy = &session.policy.policy;
     let holders: Vec<&str> = policy.holders(Role::Release).map(|(_, key)| key.key.as_str()).collect();
@@ -112,6 +114,39 @@ async fn sign(context: &Context, args: &SignArgs) -> Result<()> {
     })
 }
 
+/// What an order lists to go back to may run on one release key later, so whoever signs it signs that as well: each must
+/// be what is live by an order that proves it.
+async fn check_listed(session: &Session, signed: &SignedText) -> Result<()> {
+    let order = Order::parse(signed.text.as_bytes()).map_err(|error| Error::of(Kind::Configuration, &error))?;
+    let Action::Run(run) = &order.action else { return Ok(()) };
+    if run.fallback.is_empty() {
+        return Ok(());
+    }
+    let nodes: Vec<_> = session.files.nodes_in(&order.environment)?;
+    let nodes: Vec<_> = nodes.into_iter().filter(|(name, _)| order.targets.contains_key(name)).collect();
+    let answers = session.ask_all(&nodes, As::Courier, |client| async move { client.status().await }).await?;
+    let proof = Proof::of(session, &order.environment);
+    let mut live = BTreeSet::new();
+    let mut away = Vec::new();
+    for answer in answers {
+        match answer.result {
+            Ok(status) => live.extend(app_of(&status, &order.app).and_then(|app| {
+                let release = proof.release(&answer.node, app.live.as_ref()?).ok()?;
+                Some(Run::new(release.image?, release.services).id())
+            })),
+            Err(_) => away.push(answer.node.to_string()),
+        }
+    }
+    if run.fallback.is_subset(&live) {
+        return Ok(());
+    }
+    let message =
+        "the order lists something to go back to that no node proves to run now: one release key could start it later";
+    let error =
+        Error::new(Kind::Refused, message).hint("have it drafted again: a draft lists what is live, and nothing else");
+    Err(if away.is_empty() { error } else { error.hint(format!("{} did not answer", away.join(", "))) })
+}
+
 fn report(session: &Session, signed: &SignedText) -> Result<OrderFileReport> {
     let order = Order::parse(signed.text.as_bytes()).map_err(|error| Error::of(Kind::Configuration, &error))?;
     let policy = &session.policy.policy;
@@ -131,5 +166,5 @@ fn report(session: &Session, signed: &SignedText) -> Result<OrderFileReport> {
 
 fn render(report: &OrderFileReport) -> String {
     let by = if report.signed_by.is_empty() { "nobody".into() } else { report.signed_by.join(", ") };
-    format!("{}signed by {by}\n", printable_lines(&report.text))
+    format!("{}\nsigned by {by}\n", printable_lines(report.text.trim_end()))
 }

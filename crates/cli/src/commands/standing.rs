@@ -113,7 +113,7 @@ pub async fn run(context: &Context, args: &StandingArgs) -> Result<()> {
         uses: args.uses,
     };
     context.ui.result(&report, |report, paint| {
-        let what = format!("standing order {}", id.short());
+        let what = format!("standing order {id}");
         format!(
             "{}: {} uses on each node, until {}, in {}\n",
             paint.bold(&what),

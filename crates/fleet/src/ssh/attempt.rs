@@ -10,12 +10,12 @@ use crate::{
     ssh::HostKey,
 };
 use bulkhead_wire::frame::{HEADER_BYTES, decode_header};
-use russh::{Channel, ChannelMsg, client::AuthResult, client::Msg};
+use russh::{Channel, ChannelMsg, ChannelOpenFailure, client::AuthResult, client::Msg};
 use std::{
     collections::BTreeSet,
     fmt,
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{net::TcpStream, task::JoinSet};
 
@@ -175,7 +175,11 @@ impl Connection {
         let handle = &self.inner.handle;
         let opened = |what: String, channel: Result<Channel<Msg>, russh::Error>| match channel {
             Ok(_) => Ok(Outcome::Granted(format!("{what} was opened"))),
-            Err(russh::Error::ChannelOpenFailure(why)) => Ok(Outcome::refused(Guard::Sshd, format!("{why:?}"))),
+            Err(russh::Error::ChannelOpenFailure(ChannelOpenFailure::AdministrativelyProhibited)) => {
+                Ok(Outcome::refused(Guard::Sshd, "administratively prohibited"))
+            }
+            // It was let try, and nothing was there.
+            Err(russh::Error::ChannelOpenFailure(why)) => Ok(Outcome::Granted(format!("{what} was tried: {why:?}"))),
             Err(error) => Err(error),
         };
         let listening = |what: String, answer: Result<(), russh::Error>| match answer {
@@ -328,6 +332,9 @@ async fn ran(channel: &mut Channel<Msg>, attempt: Attempt, what: &str) -> Result
     if said.output.starts_with(b"This service allows sftp connections only.") {
         return Ok(Outcome::refused(Guard::Sshd, "SFTP only"));
     }
+    if said.output.is_empty() && said.errors.is_empty() && said.status.is_none() {
+        return Ok(Outcome::Unclear("the connection ended without an answer".into()));
+    }
     let shown = String::from_utf8_lossy(&said.output[..said.output.len().min(200)]).into_owned();
     Ok(Outcome::Granted(printable(&format!("{what} ran: {shown}{errors}"))))
 }
@@ -361,8 +368,11 @@ fn gate_answer(said: &Said) -> Outcome {
     {
         return Outcome::refused(Guard::Gate, failure.message);
     }
-    if said.output.is_empty() {
+    if said.output.is_empty() && said.status.is_some() {
         return Outcome::refused(Guard::Gate, "it hung up");
+    }
+    if said.output.is_empty() {
+        return Outcome::Unclear("the connection ended without an answer".into());
     }
     Outcome::Granted(printable(&format!(
         "it was answered: {}",
@@ -370,13 +380,35 @@ fn gate_answer(said: &Said) -> Outcome {
     )))
 }
 
+/// Connects and has the host prove itself, without logging in: nobody is asked for a touch.
+///
+/// # Errors
+/// See [`ConnectError`]; [`ConnectError::HostKeyChanged`] where another host, or another server, is there by now.
+pub async fn greet(target: &Target, identities: &Identities, timeouts: Timeouts) -> Result<(), ConnectError> {
+    let via = way_to(target, identities, timeouts).await?;
+    handshake(target, via.as_ref(), timeouts).await.map(drop)
+}
+
+/// The connection to the last jump host, where there are any.
+async fn way_to(
+    target: &Target,
+    identities: &Identities,
+    timeouts: Timeouts,
+) -> Result<Option<Connection>, ConnectError> {
+    let mut via = None;
+    for hop in &target.via {
+        via = Some(super::login(hop, via, identities, timeouts, Instant::now()).await?);
+    }
+    Ok(via)
+}
+
 /// What a host says before anybody is logged in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Knock {
     /// By what one may log in.
     pub methods: BTreeSet<String>,
-    /// The key that was tried, and whether it was let in.
-    pub tried: Option<(String, bool)>,
+    /// The key that was tried, and whether it was let in; nothing where that never became clear.
+    pub tried: Option<(String, Option<bool>)>,
 }
 
 /// Asks how one may log in, and tries the best key that is at hand and needs nobody's touch or passphrase.
@@ -390,10 +422,7 @@ pub async fn knock(target: &Target, identities: &Identities, timeouts: Timeouts)
         said: None,
         source: Box::new(source),
     };
-    let mut via: Option<Connection> = None;
-    for hop in &target.via {
-        via = Some(super::login(hop, via, identities, timeouts, std::time::Instant::now()).await?);
-    }
+    let via = way_to(target, identities, timeouts).await?;
     let mut session = handshake(target, via.as_ref(), timeouts).await?;
     let methods = match session.handle.authenticate_none(target.user.clone()).await.map_err(broken)? {
         AuthResult::Success => ["none".to_owned()].into(),
@@ -407,7 +436,7 @@ pub async fn knock(target: &Target, identities: &Identities, timeouts: Timeouts)
     let candidate = candidates.keys.into_iter().take(KEYS_MAX).find(|candidate| needs_nobody(&candidate.source));
     let mut tried = None;
     if let Some(candidate) = candidate {
-        let let_in = session.authenticate(&target.user, &candidate, identities, timeouts).await.unwrap_or(false);
+        let let_in = session.authenticate(&target.user, &candidate, identities, timeouts).await.ok();
         tried = Some((candidate.describe(), let_in));
     }
     Ok(Knock { methods, tried })
@@ -428,38 +457,64 @@ impl Target {
         self
     }
 
-    /// Which of these TCP ports of the host take connections; nothing where it is reached over another host.
+    /// Tries TCP ports of the host, at every address that its name has; nothing where it is reached over another host.
     ///
     /// # Errors
     /// Its name does not resolve.
-    pub async fn open_ports(&self, ports: impl IntoIterator<Item = u16>) -> Result<Option<Vec<u16>>, ConnectError> {
+    pub async fn try_ports(&self, ports: &[u16]) -> Result<Option<Ports>, ConnectError> {
         if !self.via.is_empty() || self.proxy_command.is_some() {
             return Ok(None);
         }
         let failed = |source| ConnectError::Resolve { host: self.host.clone(), source };
-        let mut found = tokio::net::lookup_host((self.host.as_str(), self.port)).await.map_err(failed)?;
-        let Some(address) = found.next().map(|found| found.ip()) else {
-            return Err(failed(std::io::Error::other("it has no address")));
-        };
+        let found = tokio::net::lookup_host((self.host.as_str(), self.port)).await.map_err(failed)?;
+        let addresses: BTreeSet<IpAddr> = found.map(|found| found.ip()).collect();
         let mut trying = JoinSet::new();
-        let mut open = Vec::new();
-        for port in ports {
+        let mut all = Ports::default();
+        for (address, port) in addresses.iter().flat_map(|address| ports.iter().map(|port| (*address, *port))) {
             if trying.len() >= PORTS_AT_ONCE {
-                open.extend(trying.join_next().await.and_then(Result::ok).flatten());
+                all.add(trying.join_next().await);
             }
-            trying.spawn(is_open(address, port));
+            trying.spawn(async move { (port, is_open(address, port).await) });
         }
-        while let Some(answer) = trying.join_next().await {
-            open.extend(answer.ok().flatten());
+        while !trying.is_empty() {
+            all.add(trying.join_next().await);
         }
-        open.sort_unstable();
-        Ok(Some(open))
+        Ok(Some(all))
     }
 }
 
-async fn is_open(address: IpAddr, port: u16) -> Option<u16> {
-    let connecting = TcpStream::connect(SocketAddr::new(address, port));
-    matches!(tokio::time::timeout(PORT_TIMEOUT, connecting).await, Ok(Ok(_))).then_some(port)
+/// What came of trying ports.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ports {
+    /// Those that take connections.
+    pub open: BTreeSet<u16>,
+    /// How many were not tried in truth: this machine could not.
+    pub failed: usize,
+}
+
+impl Ports {
+    fn add(&mut self, tried: Option<Result<(u16, Option<bool>), tokio::task::JoinError>>) {
+        match tried {
+            Some(Ok((port, Some(true)))) => drop(self.open.insert(port)),
+            Some(Ok((_, Some(false)))) | None => {}
+            Some(Ok((_, None)) | Err(_)) => self.failed += 1,
+        }
+    }
+}
+
+/// Nothing where this machine itself could not try.
+async fn is_open(address: IpAddr, port: u16) -> Option<bool> {
+    use std::io::ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, PermissionDenied, TimedOut};
+    match tokio::time::timeout(PORT_TIMEOUT, TcpStream::connect(SocketAddr::new(address, port))).await {
+        Ok(Ok(_)) => Some(true),
+        Err(_) => Some(false),
+        Ok(Err(error)) => match error.kind() {
+            ConnectionRefused | ConnectionReset | TimedOut | HostUnreachable => Some(false),
+            // An ICMP answer "administratively prohibited" is one of a packet filter's.
+            PermissionDenied => Some(false),
+            _ => None,
+        },
+    }
 }
 
 #[cfg(test)]
@@ -501,7 +556,8 @@ mod tests {
     #[test]
     fn what_the_gate_answers() {
         let said = |output: &[u8]| Said { output: output.to_vec(), ..Said::default() };
-        assert!(matches!(gate_answer(&said(b"")), Outcome::Refused { .. }));
+        assert!(matches!(gate_answer(&said(b"")), Outcome::Unclear(_)));
+        assert!(matches!(gate_answer(&Said { status: Some(0), ..said(b"") }), Outcome::Refused { .. }));
         assert!(matches!(gate_answer(&said(b"uid=0(root)")), Outcome::Granted(_)));
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     trust::key,
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use bulkhead_testkit::world::World;
+use bulkhead_testkit::world::{App, World};
 use bulkhead_wire::{Ask, Event, FailureKind, PROTOCOL, Request};
 use serde_json::{Value, json};
 use std::{
@@ -16,7 +16,82 @@ use std::{
 /// To take a node apart takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub(crate) const TESTS: &[(&str, crate::Test)] = &[("a_node_becomes_a_stock_machine_again", released)];
+pub(crate) const TESTS: &[(&str, crate::Test)] = &[
+    ("a_node_becomes_a_stock_machine_again", released),
+    ("without_a_stock_server_it_stays_a_node", stays),
+    ("what_a_power_cut_broke_off_is_finished", finished_after_a_cut),
+];
+
+/// A discharge of stage-1 in its present boot, by the only root key.
+fn discharge(world: &World, app: &App<'_>) -> Result<(Vec<u8>, Vec<String>)> {
+    let releases = app.node_root("stage-1")?.join("var/lib/bulkhead/apps").join(&app.name).join("releases");
+    let order: Value = serde_json::from_slice(&fs::read(releases.join("1/order.json"))?)?;
+    let now = order["issued"].as_i64().context("no time")?;
+    let bytes = serde_json::to_vec_pretty(&json!({
+        "format": 1, "fleet": order["fleet"], "node": "stage-1", "boot": order["targets"]["stage-1"]["boot"],
+        "issued": now, "not_after": now + 600, "volumes": false, "reason": "sold",
+    }))?;
+    let signatures = vec![sign(&world.key(), "discharge@bulkhead", &bytes, world.folder())?];
+    Ok((bytes, signatures))
+}
+
+fn hand_over(world: &World, bytes: &[u8], signatures: &[String]) -> Result<Event> {
+    let ask = Ask::Discharge { signatures: signatures.to_vec() };
+    converse(world, "stage-1", &Request { protocol: PROTOCOL, ask }, &[bytes])?.pop().context("no event")
+}
+
+/// Where the machine's own server is broken the node's comes back, and with it what ran.
+fn stays(world: &World) -> Result<()> {
+    let app = world.app("lodger", &["serve", "3000"], "port = 3000\nstop = \"1s\"")?;
+    app.deploy("staging", 0)?;
+    world.on_node("stage-1", &["sh", "-c", "echo 'Nonsense yes' >> /etc/ssh/sshd_config"])?;
+    let (bytes, signatures) = discharge(world, &app)?;
+    ensure!(matches!(hand_over(world, &bytes, &signatures)?, Event::Done(_)), "it is not taken");
+    let failed = "systemctl is-failed --quiet bulkhead-discharge@keep.service";
+    within(|| world.on_node("stage-1", &["sh", "-c", failed]).is_ok()).context("it did not fail")?;
+    within(|| app.serves("stage-1", "1").is_ok()).context("it serves no more")?;
+    for unit in ["ssh.service", "ssh.socket"] {
+        let state = world.on_node("stage-1", &["sh", "-c", &format!("systemctl is-enabled {unit} || true")])?;
+        ensure!(matches!(state.trim(), "masked" | "not-found" | ""), "{unit} would start at the next boot: {state}");
+    }
+    world.on_node("stage-1", &["systemctl", "is-active", "bulkhead-scrub.timer"])?;
+    app.write("version.txt", "2")?;
+    app.deploy("staging", 0)?;
+    app.serves("stage-1", "2")?;
+    Ok(())
+}
+
+/// The boot after a power cut goes on with it, and starts no app on a machine without a packet filter.
+fn finished_after_a_cut(world: &World) -> Result<()> {
+    let app = world.app("leaver", &["serve", "3000"], "port = 3000\nstop = \"1s\"")?;
+    app.deploy("staging", 0)?;
+    let (bytes, signatures) = discharge(world, &app)?;
+    ensure!(matches!(hand_over(world, &bytes, &signatures)?, Event::Done(_)), "it is not taken");
+    // Meanwhile it takes nothing more, the same discharge included.
+    match hand_over(world, &bytes, &signatures) {
+        Ok(Event::Failed(failure)) => ensure!(failure.rule == "discharging", "{failure:?}"),
+        Ok(other) => bail!("{other:?}"),
+        // Its server has gone by now.
+        Err(_) => {}
+    }
+    world.kill_node("stage-1")?;
+    // Whether its sshd or the stock one answers, the machine is up.
+    world.start_node("stage-1")?;
+    within(|| world.on_node("stage-1", &["test", "!", "-e", "/usr/lib/bulkhead"]).is_ok()).context("not finished")?;
+    let left = "systemctl is-active ssh.service; ls -d /etc/bulkhead /run/bulkhead 2>/dev/null; pgrep -a testapp; true";
+    let left = world.on_node("stage-1", &["sh", "-c", left])?;
+    ensure!(left.trim() == "active", "{left}");
+    Ok(())
+}
+
+fn within(mut is_so: impl FnMut() -> bool) -> Result<()> {
+    let began = Instant::now();
+    while !is_so() {
+        ensure!(began.elapsed() < PATIENCE, "not within {} s", PATIENCE.as_secs());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    Ok(())
+}
 
 fn released(world: &World) -> Result<()> {
     let fleet = world.fleet();
@@ -91,12 +166,8 @@ fn released(world: &World) -> Result<()> {
     let listed = world.run(&fleet, &["node", "ls"])?.expect(0)?;
     ensure!(!listed.stdout.contains("stage-1"), "{listed}");
     // The stock server answers before the last of ours is gone.
-    let began = Instant::now();
     let state = "! pgrep -x bulkhead-agent && ! test -e /usr/lib/bulkhead";
-    while world.on_node("stage-1", &["sh", "-c", state]).is_err() {
-        ensure!(began.elapsed() < PATIENCE, "it never ended");
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    within(|| world.on_node("stage-1", &["sh", "-c", state]).is_ok())?;
     let left = "systemctl is-active ssh.service; ls -d /etc/bulkhead /run/bulkhead 2>/dev/null; \
                 find /etc/systemd -name '*bulkhead*' ! -name 'bulkhead-local-*'; systemctl --failed --no-legend --plain; \
                 getent passwd bulkhead bulkhead-drop bulkhead-observe bulkhead-operate; nft list tables; \

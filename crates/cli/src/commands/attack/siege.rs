@@ -16,9 +16,9 @@ use bulkhead_core::{
     statement::{NAMESPACE as GREEN_NAMESPACE, Predicate, Statement, TestResult},
 };
 use bulkhead_fleet::{
-    NodeClient, NodeError,
+    ConnectError, NodeClient, NodeError,
     sign::Signer,
-    ssh::attempt::{Attempt, FileRequest, Guard, Outcome, knock},
+    ssh::attempt::{Attempt, FileRequest, Guard, Outcome, greet, knock},
 };
 use bulkhead_trust::sshsig::{PrivateKey, PublicKey};
 use bulkhead_wire::{ACCOUNT, Ask, DROP_ACCOUNT, FailureKind, NodeStatus, Paper, Submit, View};
@@ -32,7 +32,6 @@ const WELL_KNOWN: [u16; 40] = [
 ];
 /// The address at which machines of providers ask for their user data.
 const METADATA: &str = "169.254.169.254";
-const KEEPER_SOCKET: &str = "/run/bulkhead/keeper.sock";
 /// A node that waits for more has let the question in.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// An app that is not there.
@@ -50,6 +49,8 @@ pub(super) struct Keys {
     /// Whether that key has the role of stating images green besides.
     release_is_green: bool,
     green: std::result::Result<Signer, String>,
+    /// Whether that key has the role of signing orders besides.
+    green_is_release: bool,
     /// The roles by which a key at hand may connect.
     roles: Vec<Role>,
 }
@@ -81,11 +82,15 @@ impl Keys {
                 roles.push(role);
             }
         }
-        let release_is_green = release.as_ref().is_ok_and(|signer| {
-            let is_own = |key: &str| PublicKey::parse(key).is_ok_and(|key| key == *signer.public_key());
-            policy.holders(Role::Green).any(|(_, key)| is_own(&key.key))
-        });
-        Ok(Self { release, release_is_green, green, roles })
+        let has_too = |found: &std::result::Result<Signer, String>, role: Role| {
+            found.as_ref().is_ok_and(|signer| {
+                let is_own = |key: &str| PublicKey::parse(key).is_ok_and(|key| key == *signer.public_key());
+                policy.holders(role).any(|(_, key)| is_own(&key.key))
+            })
+        };
+        let release_is_green = has_too(&release, Role::Green);
+        let green_is_release = has_too(&green, Role::Release);
+        Ok(Self { release, release_is_green, green, green_is_release, roles })
     }
 }
 
@@ -174,19 +179,24 @@ impl Siege<'_> {
             true => (1..=u16::MAX).collect(),
             false => (1..=1024).chain(WELL_KNOWN).collect(),
         };
+        // SSH's own must answer, or what does not proves nothing.
+        let ports: Vec<u16> = ports.into_iter().filter(|port| *port != target.port).chain([target.port]).collect();
         let attack = format!("to connect to {} TCP ports but SSH's", count(ports.len() as u64 - 1));
-        let open = target.open_ports(ports.into_iter().filter(|port| *port != target.port)).await;
-        match open.map_err(|error| Error::of(Kind::Unreachable, &error))? {
-            None => self.leave("nothing", attack, "the node is reached over another host, which would answer for it"),
-            Some(open) if open.is_empty() => {
-                let said = "none of them answers".to_owned();
-                self.note("nothing", attack, Outcome::Refused { by: Guard::Filter, said });
-            }
-            Some(open) => {
-                let open: Vec<String> = open.iter().map(u16::to_string).collect();
-                self.note("nothing", attack, Outcome::Granted(format!("port {} answers", open.join(", "))));
-            }
-        }
+        let tried = target.try_ports(&ports).await.map_err(|error| Error::of(Kind::Unreachable, &error))?;
+        let Some(mut tried) = tried else {
+            self.leave("nothing", attack, "the node is reached over another host, which would answer for it");
+            return Ok(());
+        };
+        let answers = tried.open.remove(&target.port);
+        let outcome = if !tried.open.is_empty() {
+            let open: Vec<String> = tried.open.iter().map(u16::to_string).collect();
+            Outcome::Granted(format!("port {} answers", open.join(", ")))
+        } else if !answers || tried.failed > 0 {
+            Outcome::Unclear(format!("this machine could not try {} of them, or SSH's did not answer", tried.failed))
+        } else {
+            Outcome::Refused { by: Guard::Filter, said: "none of them answers".to_owned() }
+        };
+        self.note("nothing", attack, outcome);
         Ok(())
     }
 
@@ -196,16 +206,12 @@ impl Siege<'_> {
         let other = stranger().public_key().to_openssh();
         if let Ok(key) = other.parse() {
             let double = target.clone().showing(key);
-            let connected = NodeClient::connect(&double, &self.session.identities, self.session.timeouts).await;
-            let outcome = match connected {
-                Ok(_) => Outcome::Granted("a connection to a host that shows another key than is known".into()),
-                Err(error) => {
-                    let said = error_text(&error);
-                    match said.contains("host key") {
-                        true => Outcome::Refused { by: Guard::Client, said: "it shows another key".into() },
-                        false => Outcome::Unclear(said),
-                    }
+            let outcome = match greet(&double, &self.session.identities, self.session.timeouts).await {
+                Ok(()) => Outcome::Granted("a connection to a host that shows another key than is known".into()),
+                Err(ConnectError::HostKeyOther { .. }) => {
+                    Outcome::Refused { by: Guard::Client, said: "it shows another key".into() }
                 }
+                Err(error) => Outcome::Unclear(printable(&error.to_string())),
             };
             self.note("nothing", "to stand in for the node with another host key", outcome);
         }
@@ -220,10 +226,14 @@ impl Siege<'_> {
         self.note("nothing", "to log in by password or without a key", outcome);
         match knocked.tried {
             None => self.leave("nothing", "to log in as root", "no key at hand that needs nobody's touch"),
-            Some((key, true)) => {
+            Some((key, None)) => {
+                let said = format!("with {}: it never became clear", printable(&key));
+                self.note("nothing", "to log in as root", Outcome::Unclear(said));
+            }
+            Some((key, Some(true))) => {
                 self.note("nothing", "to log in as root", Outcome::Granted(format!("with {}", printable(&key))));
             }
-            Some((key, false)) => {
+            Some((key, Some(false))) => {
                 let said = format!("with {}", printable(&key));
                 self.note("nothing", "to log in as root", Outcome::Refused { by: Guard::Sshd, said });
             }
@@ -293,6 +303,8 @@ impl Siege<'_> {
             let paper = SignedText { text: "{}".into(), signatures: vec![] };
             let answer = client.bring(Paper::Policy, &paper).await;
             self.judge(account, "to bring a policy", answer, &["role"]);
+            let answer = client.discharge(&paper).await;
+            self.judge(account, "to give the node back", answer, &["role"]);
         }
         if who == As::Operator {
             return;
@@ -366,7 +378,7 @@ impl Siege<'_> {
                 let why = why.clone();
                 self.leave(ACCOUNT, attack, why);
             }
-            Ok(_) if self.keys.release_is_green => self.leave(ACCOUNT, attack, "the key has both roles"),
+            Ok(_) if self.keys.green_is_release => self.leave(ACCOUNT, attack, "the key has both roles"),
             Ok(key) => {
                 let signature = sign(key, NAMESPACE, &bytes).await?;
                 let answer = client.submit(submit(vec![signature]), &bytes).await;
@@ -413,6 +425,9 @@ impl Siege<'_> {
         };
         let answer = client.bring(Paper::Statement, &signed(GREEN_NAMESPACE, statement.to_bytes())).await;
         self.judge(ACCOUNT, "a green statement that a stranger signed", answer, &["threshold"]);
+        // Unsigned: one that a node took would be the end of it as a node.
+        let answer = client.discharge(&SignedText { text: "{}".into(), signatures: vec![] }).await;
+        self.judge(ACCOUNT, "to give the node back, with a paper that nobody signed", answer, &["threshold"]);
         let attack = "a green statement that a release key signed";
         match &self.keys.release {
             Ok(_) if self.keys.release_is_green => self.leave(ACCOUNT, attack, "the key has both roles"),
@@ -459,7 +474,7 @@ fn running(status: &NodeStatus) -> Option<(AppName, ServiceName)> {
 }
 
 /// What nobody is let do on any account.
-const OF_ANY_ACCOUNT: [(&str, Attempt); 11] = [
+const OF_ANY_ACCOUNT: [(&str, Attempt); 13] = [
     ("a shell", Attempt::Shell),
     ("a terminal", Attempt::Terminal),
     ("a command", Attempt::Command("id")),
@@ -468,7 +483,9 @@ const OF_ANY_ACCOUNT: [(&str, Attempt); 11] = [
     ("the operator's display", Attempt::Display),
     ("to connect onwards to the node itself", Attempt::Onward("127.0.0.1", 22)),
     ("to connect onwards to the provider's metadata", Attempt::Onward(METADATA, 80)),
-    ("to connect to the keeper's socket", Attempt::Socket(KEEPER_SOCKET)),
+    ("to connect to the keeper's socket", Attempt::Socket("/run/bulkhead/keeper.sock")),
+    ("to connect to the observers' socket", Attempt::Socket("/run/bulkhead/keeper-observe.sock")),
+    ("to connect to the operators' socket", Attempt::Socket("/run/bulkhead/keeper-operate.sock")),
     ("to listen on a port of the node", Attempt::Listen),
     ("to listen on a socket of the node", Attempt::ListenSocket("/tmp/bulkhead-attack")),
 ];

@@ -2,9 +2,11 @@
 
 use crate::{
     Context,
+    commands::audit::examine,
     error::{Error, Kind, Result},
     grants::{read_signed, write_signed},
     inventory,
+    ledger::Ledger,
     output::{Paint, printable},
     proposal::name_of,
     session::{As, Session, node_error, now, sign_error},
@@ -15,13 +17,17 @@ use bulkhead_core::{
     fleet::FleetNode,
     notice::{DISCHARGE_NAMESPACE, Discharge},
 };
-use bulkhead_fleet::{NodeClient, sign::Signer};
+use bulkhead_fleet::{ConnectError, NodeClient, sign::Signer, ssh::attempt::greet};
 use bulkhead_trust::{PublicKey, sshsig};
 use bulkhead_wire::NodeStatus;
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 /// Where the audit logs of released nodes are kept, beside `fleet.toml`.
 const RELEASED: &str = ".bulkhead/released";
@@ -29,7 +35,10 @@ const RELEASED: &str = ".bulkhead/released";
 const LASTS_S: i64 = 3600;
 /// Apps that hear no signal take their whole `stop`, one after another.
 const PATIENCE: Duration = Duration::from_secs(180);
-const PAUSE: Duration = Duration::from_secs(1);
+/// A greeting without a login counts against an address for a second.
+const PAUSE: Duration = Duration::from_secs(2);
+/// Longer than the node's own server needs to come back where the stock one does not start.
+const REFUSED_FOR: Duration = Duration::from_secs(30);
 
 /// What an interruption means once the node has its discharge.
 const ON_ITS_WAY: &str = "the machine is giving itself back; the same command again finds out";
@@ -106,12 +115,9 @@ pub(super) async fn run(context: &Context, args: &NodeReleaseArgs) -> Result<()>
     context.ui.preview(|_| preview(&session, &discharge, &status))?;
     context.ui.confirm_word("\nRelease it?", args.node.as_str(), args.yes).await?;
     let root = &session.policy.policy.root;
-    sign(&session, &mut document, args.document.is_some()).await?;
+    sign(&session, &mut document, args.document.as_deref()).await?;
     let signed_by = signers(&session, &document);
     let is_enough = signed_by.len() >= root.threshold as usize;
-    if let Some(path) = &args.document {
-        write_signed(path, &document)?;
-    }
     let mut report = NodeReleaseReport {
         node: args.node.to_string(),
         released: false,
@@ -139,7 +145,7 @@ pub(super) async fn run(context: &Context, args: &NodeReleaseArgs) -> Result<()>
             )
         });
     }
-    let kept = keep_log(&session, &args.node, &client).await?;
+    let kept = keep_log(context, &session, &args.node, &node, &client).await?;
     client.discharge(&document).await.map_err(|error| node_error(&error))?;
     client.close().await;
     context.ui.stage(ON_ITS_WAY);
@@ -157,9 +163,12 @@ fn document(session: &Session, args: &NodeReleaseArgs, status: &NodeStatus) -> R
         let document = read_signed(path)?;
         let discharge = parse(&document)?;
         let is_of_now = discharge.not_after > now() && Some(discharge.boot) == status.boot;
-        if discharge.node != args.node || discharge.volumes != args.delete_volumes {
+        let is_same = discharge.fleet == session.files.fleet.fleet
+            && discharge.node == args.node
+            && discharge.volumes == args.delete_volumes;
+        if !is_same {
             return Err(Error::configuration(format!("{} says something else than this command", shown(path)))
-                .hint("node and `--delete-volumes` must be those that it was made with"));
+                .hint("fleet, node and `--delete-volumes` must be those that it was made with"));
         }
         if !is_of_now {
             return Err(Error::configuration(format!("{} has expired, or the node has booted since", shown(path)))
@@ -218,21 +227,27 @@ fn preview(session: &Session, discharge: &Discharge, status: &NodeStatus) -> Str
 }
 
 /// Signs with the root keys at hand that have not signed: with as many as are needed, or for a file that goes round
-/// with all of them.
-async fn sign(session: &Session, document: &mut SignedText, all: bool) -> Result<()> {
+/// with all of them. Each signature is in the file before the next is asked for.
+async fn sign(session: &Session, document: &mut SignedText, file: Option<&Path>) -> Result<()> {
     let root = &session.policy.policy.root;
+    let is_enough = |document: &SignedText| signers(session, document).len() >= root.threshold as usize;
+    if is_enough(document) {
+        return Ok(());
+    }
     let found = Signer::find_all(&session.identities, root.keys.iter().map(String::as_str)).await;
-    let signers = found.map_err(|error| {
+    let found = found.map_err(|error| {
         sign_error(&error).hint("to release a node takes root keys of the policy: `bulkhead policy show`")
     })?;
     let bytes = document.text.clone().into_bytes();
-    for signer in signers {
-        let done = signed_keys(document);
-        if done.contains(signer.public_key()) || !all && done.len() >= root.threshold as usize {
+    for signer in found {
+        if signed_keys(document).contains(signer.public_key()) || file.is_none() && is_enough(document) {
             continue;
         }
         let signature = signer.sign(DISCHARGE_NAMESPACE, &bytes).await.map_err(|error| sign_error(&error))?;
         document.signatures.push(signature);
+        if let Some(path) = file {
+            write_signed(path, document)?;
+        }
     }
     Ok(())
 }
@@ -252,8 +267,18 @@ fn signers(session: &Session, document: &SignedText) -> Vec<String> {
 }
 
 /// Fetches the node's audit log, which goes with the node.
-async fn keep_log(session: &Session, name: &NodeName, client: &NodeClient) -> Result<PathBuf> {
+async fn keep_log(
+    context: &Context,
+    session: &Session,
+    name: &NodeName,
+    node: &FleetNode,
+    client: &NodeClient,
+) -> Result<PathBuf> {
     let (head, lines) = client.audit(0).await.map_err(|error| node_error(&error))?;
+    let ledger = Ledger::of(&session.files.fleet.fleet, name, node)?;
+    if let Err(error) = examine(context, session, &ledger, name, head.clone(), &lines) {
+        context.ui.warn(&error.hint("it is kept as the node sent it"));
+    }
     let folder = session.files.directory.join(RELEASED);
     std::fs::create_dir_all(&folder)
         .map_err(|error| Error::during(Kind::Internal, format!("cannot make {}", shown(&folder)), &error))?;
@@ -275,22 +300,37 @@ fn was_begun(session: &Session, name: &NodeName) -> bool {
     })
 }
 
-/// Waits until the node's own SSH server is gone, or another has taken its place.
+/// Waits until another SSH server has taken the place of the node's own. That alone says so: a connection that fails
+/// may have failed on its way, and where the stock server does not start the node's own comes back.
 async fn gone(context: &Context, session: &Session, name: &NodeName, node: &FleetNode) -> Result<()> {
-    let began = std::time::Instant::now();
+    let target = session.target(name, node, As::Courier)?;
+    let began = Instant::now();
+    let mut refused_since = None;
+    let mut last = "it still answers as a node".to_owned();
     while began.elapsed() < PATIENCE {
         tokio::time::sleep(PAUSE).await;
         context.ui.progress(&format!("{name}: gives itself back, {} s", began.elapsed().as_secs()));
-        let Ok(client) = session.connect(name, node, As::Courier).await else {
-            context.ui.clear();
-            return Ok(());
-        };
-        client.close().await;
+        match greet(&target, &session.identities, session.timeouts).await {
+            Err(ConnectError::HostKeyChanged { .. }) => {
+                context.ui.clear();
+                return Ok(());
+            }
+            // The stock server may have another port.
+            Err(ConnectError::Refused { .. }) => {
+                let since = *refused_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > REFUSED_FOR {
+                    context.ui.clear();
+                    return Ok(());
+                }
+            }
+            Err(error) => (refused_since, last) = (None, printable(&error.to_string())),
+            Ok(()) => (refused_since, last) = (None, "it still answers as a node".to_owned()),
+        }
     }
     context.ui.clear();
-    Err(Error::new(Kind::Node, format!("{name} still answers as a node after {} s", PATIENCE.as_secs()))
-        .hint("it may still be stopping apps: the same command again finds out")
-        .hint("on its console: `journalctl -u 'bulkhead-discharge@*'`"))
+    Err(Error::new(Kind::Node, format!("{name} took its discharge, and after {} s: {last}", PATIENCE.as_secs()))
+        .hint(format!("it stays in {FLEET}: it may be stopping apps still, or its stock SSH server did not start and it went on as a node"))
+        .hint("`bulkhead ps` tells whether it is one; on its console: `journalctl -t bulkhead-discharge`"))
 }
 
 fn render(session: &Session, report: &NodeReleaseReport, discharge: &Discharge, paint: Paint) -> String {
