@@ -192,7 +192,12 @@ impl Connection {
                 let channel = handle.channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0).await;
                 opened(format!("{host}:{port}"), channel)
             }
-            Attempt::Socket(path) => opened(path.to_owned(), handle.channel_open_direct_streamlocal(path).await),
+            // Of sockets sshd says no more than that it failed, forbidden or not: those that are there and let this
+            // account in tell the difference.
+            Attempt::Socket(path) => match handle.channel_open_direct_streamlocal(path).await {
+                Err(russh::Error::ChannelOpenFailure(why)) => Ok(Outcome::refused(Guard::Sshd, format!("{why:?}"))),
+                other => opened(path.to_owned(), other),
+            },
             Attempt::Listen => listening("a port".into(), handle.tcpip_forward("0.0.0.0", 0).await.map(drop)),
             Attempt::ListenSocket(path) => listening(path.to_owned(), handle.streamlocal_forward(path).await),
             _ => {

@@ -46,7 +46,7 @@ fn refused(world: &World) -> Result<()> {
 
 fn careless(world: &World) -> Result<()> {
     let settings = "s/^DisableForwarding yes/DisableForwarding no/; s/^AllowTcpForwarding no/AllowTcpForwarding yes/; \
-                    s/^PermitOpen none/PermitOpen any/; \
+                    s/^PermitOpen none/PermitOpen any/; s/^AllowStreamLocalForwarding no/AllowStreamLocalForwarding yes/; \
                     s/^PasswordAuthentication no/PasswordAuthentication yes/; s/^AuthenticationMethods .*//";
     world.on_node("stage-1", &["sed", "-i", settings, "/etc/bulkhead/sshd_config"])?;
     // Each key's line forbids it all once more.
@@ -58,7 +58,11 @@ fn careless(world: &World) -> Result<()> {
     let ran = world.run(&world.fleet(), &["attack", "-e", "staging", "-o", "json"])?.expect(8)?;
     let report: Value = ran.json()?;
     let through = with(&report, "got through");
-    for attack in ["to connect onwards to the node itself", "to log in by password or without a key"] {
+    for attack in [
+        "to connect onwards to the node itself",
+        "to connect to the keeper's socket",
+        "to log in by password or without a key",
+    ] {
         ensure!(through.contains(attack), "{attack}: {through:?} {ran}");
     }
     let port = through.iter().find(|attack| attack.contains("TCP ports")).context("the port is not found")?;

@@ -111,6 +111,9 @@ fn garbage(world: &World) -> Result<()> {
 }
 
 /// What follows each question goes on for ever: the node says what is wrong, or nothing, and hangs up.
+/// Longer than any patience of a node's.
+const HOLDS_ON: std::time::Duration = std::time::Duration::from_secs(120);
+
 fn endless(world: &World) -> Result<()> {
     const GIVEN_MAX_BYTES: usize = 64 << 20;
     let frame = |kind: Kind, payload: &[u8]| -> Result<Vec<u8>> {
@@ -136,6 +139,16 @@ fn endless(world: &World) -> Result<()> {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
+        // One that neither reads nor hangs up would hold this for ever: then the line is cut, and that is a failure.
+        let (ended, is_ended) = std::sync::mpsc::channel::<()>();
+        let id = child.id().to_string();
+        let watch = std::thread::spawn(move || {
+            let in_time = is_ended.recv_timeout(HOLDS_ON) != Err(std::sync::mpsc::RecvTimeoutError::Timeout);
+            if !in_time {
+                std::process::Command::new("kill").arg(&id).status().ok();
+            }
+            in_time
+        });
         let mut input = child.stdin.take().context("no stdin")?;
         let mut given = 0;
         let mut goes_on = input.write_all(&question).is_ok();
@@ -146,6 +159,8 @@ fn endless(world: &World) -> Result<()> {
         }
         drop(input);
         child.wait()?;
+        drop(ended);
+        ensure!(watch.join().unwrap_or(false), "{said}: the node neither reads nor hangs up");
     }
     let request = Request { protocol: PROTOCOL, ask: Ask::Status };
     let events = converse(world, "stage-1", &request, &[])?;

@@ -1,6 +1,7 @@
 //! A node is given back from afar: by the root keys, and by nobody else.
 
 use crate::{
+    audit::verify,
     orders::{converse, sign},
     trust::key,
 };
@@ -156,6 +157,9 @@ fn released(world: &World) -> Result<()> {
     let file = world.folder().join("release.json").display().to_string();
     let words = ["node", "release", "stage-1", "--document", &file, "--yes"];
     world.run(&fleet, &words)?.expect(0)?.says("is signed by")?;
+    let owner_line = fs::read_to_string(owner.with_extension("pub"))?;
+    let signed: Value = serde_json::from_slice(&fs::read(&file)?)?;
+    ensure!(verify(world.folder(), &signed, "discharge@bulkhead", owner_line.trim())?, "stock ssh-keygen: {signed}");
     app.serves("stage-1", "1")?;
     let other = ["node", "release", "stage-1", "--document", &file, "--delete-volumes", "--yes"];
     world.run_with_key(&fleet, &other, &bob)?.expect(3)?.says("says something else")?;

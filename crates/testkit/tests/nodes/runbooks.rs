@@ -214,7 +214,7 @@ fn snapshot(world: &World) -> Result<()> {
     let releases = app.node_root("prod-1")?.join("var/lib/bulkhead/apps/shop/releases");
     let captured = fs::read(releases.join("2/order.json"))?;
     let signatures: Vec<String> = serde_json::from_slice(&fs::read(releases.join("2/signatures.json"))?)?;
-    let back = "systemctl stop bulkhead-keeper.socket; mv /var/lib/bulkhead/store /var/tmp/store; \
+    let back = "systemctl stop 'bulkhead-keeper*.socket'; mv /var/lib/bulkhead/store /var/tmp/store; \
                 rm -rf /var/lib/bulkhead; mv /var/tmp/snapshot /var/lib/bulkhead; \
                 rm -rf /var/lib/bulkhead/store; mv /var/tmp/store /var/lib/bulkhead/store; sync";
     world.on_node("prod-1", &["sh", "-c", back])?;
