@@ -39,8 +39,8 @@ pub struct Removal {
 
 /// Undoes an installation at `root`: the running system's where it is `/`.
 ///
-/// On a running system it stops every unit whose name begins with `bulkhead-` but the one that it runs in, so whoever
-/// starts it from a request starts it in a transient unit of its own (`systemd-run`). May be repeated.
+/// On a running system it stops every unit whose name begins with `bulkhead-` but the one that it runs in, which is
+/// `bulkhead-discharge@.service` for a request from afar. May be repeated.
 ///
 /// # Errors
 /// What could not be done. What was undone before stays so, and a repetition goes on from there.

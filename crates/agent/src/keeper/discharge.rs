@@ -61,7 +61,8 @@ pub(super) fn discharge(
         message: Some(message),
         ..Entry::new(event, now(), OrderId::of(&bytes))
     };
-    // On record before it counts, though the record goes with the node: whoever keeps a copy has it.
+    // On record before it counts, though the record goes with the node. Clients fetch the log before they bring this, so
+    // only of one that comes to nothing is this entry seen.
     audit::append(&paths.audit(), entry).or_fail()?;
     let verified = result.map_err(|refusal| {
         let mut failure = failure(FailureKind::Refused, &refusal.rule.to_string(), refusal.message);
@@ -72,7 +73,11 @@ pub(super) fn discharge(
     let volumes = if verified.value().volumes { "delete" } else { "keep" };
     // From here on a boot finishes what a power cut broke off.
     durable::write(&paths.discharging(), volumes.as_bytes()).or_fail()?;
-    systemd::systemctl(&["start", "--no-block", &format!("bulkhead-discharge@{volumes}.service")]).or_fail().map(drop)
+    let unit = format!("bulkhead-discharge@{volumes}.service");
+    systemd::systemctl(&["start", "--no-block", &unit]).map(drop).or_fail().inspect_err(|_| {
+        // Nothing has begun, and whoever asked is told so: the node goes on. Should this fail too, a boot finishes it.
+        durable::remove(&paths.discharging()).ok();
+    })
 }
 
 /// Nothing is started any more on a node that is being given back, and it is given back once.

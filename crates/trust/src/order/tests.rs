@@ -25,6 +25,21 @@ fn run() -> Run {
     Run::new(green::tests::IMAGE, vec![service()])
 }
 
+/// For an hour, twice on each node, this service from any image.
+fn standing_order(service: ServiceSpec) -> StandingOrder {
+    StandingOrder {
+        format: 1,
+        fleet: "acme".parse().unwrap(),
+        environment: "staging".parse().unwrap(),
+        app: "notes".parse().unwrap(),
+        nodes: BTreeSet::new(),
+        services: vec![service],
+        issued: NOW,
+        not_after: NOW.plus_s(3600),
+        uses_max: 2,
+    }
+}
+
 fn look() -> Action {
     Action::Look(Tool {
         service: "web".parse().unwrap(),
@@ -476,17 +491,7 @@ fn one_way_or_the_other() {
 #[test]
 fn standing_orders() {
     let accepts = [Demand { release: 0, green: 1, standing: true }];
-    let standing = StandingOrder {
-        format: 1,
-        fleet: "acme".parse().unwrap(),
-        environment: "staging".parse().unwrap(),
-        app: "notes".parse().unwrap(),
-        nodes: BTreeSet::new(),
-        services: vec![service()],
-        issued: NOW,
-        not_after: NOW.plus_s(3600),
-        uses_max: 2,
-    };
+    let standing = standing_order(service());
     let id = StandingOrder::id(&standing.to_bytes());
     let check = |change: fn(&mut Case), expected: Expected<'_>| {
         check_run(
@@ -538,17 +543,7 @@ fn a_standing_order_needs_as_many_as_it_stands_for() {
     let accepts = [Demand { release: 0, green: 1, standing: true }, Demand::green_and_release(2)];
     // One key is enough for the easiest way's own count.
     let standing = |seeds: Vec<u8>| {
-        let standing = StandingOrder {
-            format: 1,
-            fleet: "acme".parse().unwrap(),
-            environment: "staging".parse().unwrap(),
-            app: "notes".parse().unwrap(),
-            nodes: BTreeSet::new(),
-            services: vec![service()],
-            issued: NOW,
-            not_after: NOW.plus_s(3600),
-            uses_max: 2,
-        };
+        let standing = standing_order(service());
         Some((standing, seeds))
     };
     check_run(
@@ -713,17 +708,7 @@ fn a_standing_order_covers_no_new_secrets() {
         let mut case = Case::new(Action::Run(run.clone()));
         case.environment.accepts = vec![Demand { release: 0, green: 1, standing: true }];
         (case.signers, case.statements) = (vec![CI], green());
-        let standing = StandingOrder {
-            format: 1,
-            fleet: "acme".parse().unwrap(),
-            environment: "staging".parse().unwrap(),
-            app: "notes".parse().unwrap(),
-            nodes: BTreeSet::new(),
-            services: vec![service.clone()],
-            issued: NOW,
-            not_after: NOW.plus_s(3600),
-            uses_max: 2,
-        };
+        let standing = standing_order(service.clone());
         case.standing = Some((standing, vec![1]));
         case.place.secrets.extend(known.map(|byte| (name(), SecretDigest([byte; 32]))));
         at(&mut case, |target| target.secrets.extend([(name(), SecretDigest([7; 32]))]));
@@ -746,18 +731,7 @@ fn what_a_node_accepted_under_a_standing_order() {
     for target in order.targets.values_mut() {
         target.secrets.insert(name(), SecretDigest([7; 32]));
     }
-    let standing = StandingOrder {
-        format: 1,
-        fleet: order.fleet.clone(),
-        environment: order.environment.clone(),
-        app: order.app.clone(),
-        nodes: BTreeSet::new(),
-        services: vec![service],
-        issued: NOW,
-        not_after: NOW.plus_s(3600),
-        uses_max: 2,
-    }
-    .to_bytes();
+    let standing = standing_order(service).to_bytes();
     let signatures = vec![key(1).sign(STANDING_NAMESPACE, &standing)];
     let standing = SignedText { text: String::from_utf8(standing).unwrap(), signatures };
     let bytes = order.to_bytes();
