@@ -17,6 +17,9 @@ use std::{
 /// To take a node apart takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Nobody is at work any more, and the agent itself is gone.
+const FINISHED: &str = "! pgrep -x bulkhead-agent && ! test -e /usr/lib/bulkhead";
+
 pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("a_node_becomes_a_stock_machine_again", released),
     ("without_a_stock_server_it_stays_a_node", stays),
@@ -78,7 +81,7 @@ fn finished_after_a_cut(world: &World) -> Result<()> {
     world.kill_node("stage-1")?;
     // Whether its sshd or the stock one answers, the machine is up.
     world.start_node("stage-1")?;
-    within(|| world.on_node("stage-1", &["test", "!", "-e", "/usr/lib/bulkhead"]).is_ok()).context("not finished")?;
+    within(|| world.on_node("stage-1", &["sh", "-c", FINISHED]).is_ok()).context("not finished")?;
     let left = "systemctl is-active ssh.service; ls -d /etc/bulkhead /run/bulkhead 2>/dev/null; pgrep -a testapp; true";
     let left = world.on_node("stage-1", &["sh", "-c", left])?;
     ensure!(left.trim() == "active", "{left}");
@@ -170,8 +173,7 @@ fn released(world: &World) -> Result<()> {
     let listed = world.run(&fleet, &["node", "ls"])?.expect(0)?;
     ensure!(!listed.stdout.contains("stage-1"), "{listed}");
     // The stock server answers before the last of ours is gone.
-    let state = "! pgrep -x bulkhead-agent && ! test -e /usr/lib/bulkhead";
-    within(|| world.on_node("stage-1", &["sh", "-c", state]).is_ok())?;
+    within(|| world.on_node("stage-1", &["sh", "-c", FINISHED]).is_ok())?;
     let left = "systemctl is-active ssh.service; ls -d /etc/bulkhead /run/bulkhead 2>/dev/null; \
                 find /etc/systemd -name '*bulkhead*' ! -name 'bulkhead-local-*'; systemctl --failed --no-legend --plain; \
                 getent passwd bulkhead bulkhead-drop bulkhead-observe bulkhead-operate; nft list tables; \
