@@ -23,7 +23,7 @@ pub mod bring;
 mod caller;
 pub mod carry;
 mod discharge;
-mod dropbox;
+pub(crate) mod dropbox;
 pub mod images;
 pub mod logs;
 pub mod look;

@@ -9,6 +9,7 @@
 //! | [`install`] | from a stock system to a node |
 //! | [`state`] | what a node keeps: orders, releases, what is live |
 //! | [`papers`] | what a node was brought that is no order: policy, revocations, heartbeats, statements |
+//! | [`quota`] | the drop box's: watched while somebody writes there |
 //! | [`audit`] | the hash chain of all that was accepted or refused |
 //! | [`keys`] | the node's own keys: one signs that chain, one opens secrets |
 //! | [`units`] | from a specification to the text of units. Pure |
@@ -28,6 +29,7 @@ pub mod keeper;
 pub mod keys;
 pub mod papers;
 pub mod peer;
+pub mod quota;
 pub mod scrub;
 pub mod sockets;
 pub mod state;

@@ -1,7 +1,7 @@
 //! `bulkhead-agent`: one binary, several names and subcommands. As
 //! `bulkhead-gate` it is the login shell of the account that clients connect as.
 
-use bulkhead_agent::{boot, gate, health, install, keeper, scrub, state::Paths, tool};
+use bulkhead_agent::{boot, gate, health, install, keeper, quota, scrub, state::Paths, tool};
 use bulkhead_core::ImageId;
 use bulkhead_store::{Store, mount};
 use std::{
@@ -11,7 +11,8 @@ use std::{
     process::{Command, ExitCode},
 };
 
-const USAGE: &str = "usage: bulkhead-agent gate | keeper | boot | settle | scrub | mount IMAGE | unmount IMAGE
+const USAGE: &str =
+    "usage: bulkhead-agent gate | keeper | boot | settle | scrub | drop-quota | mount IMAGE | unmount IMAGE
        bulkhead-agent await-port PORT PROGRAM [ARGUMENT…] | tool ID
        bulkhead-agent install [--root DIR] [--verify | --adopt]
        bulkhead-agent uninstall [--root DIR] [--volumes] | revert | discharge keep | discharge delete
@@ -51,6 +52,7 @@ fn command(arguments: &[String]) -> Outcome {
         ["boot"] => all_or_see_above(boot::run(&paths)),
         ["settle"] => all_or_see_above(keeper::settle_after_death(&paths)),
         ["scrub"] => scrub::run(&paths),
+        ["drop-quota"] => quota::run(&paths),
         ["mount", image] => mount_image(&paths, image),
         ["unmount", image] => unmount_image(&paths, image),
         ["await-port", port, program, ref arguments @ ..] => await_port(port, program, arguments),

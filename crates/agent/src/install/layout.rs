@@ -126,7 +126,7 @@ pub(super) const KEEPER_SOCKETS: [&str; 3] =
     ["bulkhead-keeper.socket", "bulkhead-keeper-observe.socket", "bulkhead-keeper-operate.socket"];
 
 /// Units and their texts. Instances of templates are started by what needs them.
-pub(super) const UNITS: [(&str, &str); 16] = [
+pub(super) const UNITS: [(&str, &str); 18] = [
     ("bulkhead-sshd.service", include_str!("../../files/bulkhead-sshd.service")),
     ("bulkhead-nftables.service", include_str!("../../files/bulkhead-nftables.service")),
     ("bulkhead-keeper.socket", include_str!("../../files/bulkhead-keeper.socket")),
@@ -141,6 +141,8 @@ pub(super) const UNITS: [(&str, &str); 16] = [
     ("bulkhead-boot.service", include_str!("../../files/bulkhead-boot.service")),
     ("bulkhead-scrub.service", include_str!("../../files/bulkhead-scrub.service")),
     ("bulkhead-scrub.timer", include_str!("../../files/bulkhead-scrub.timer")),
+    ("bulkhead-drop.path", include_str!("../../files/bulkhead-drop.path")),
+    ("bulkhead-drop.service", include_str!("../../files/bulkhead-drop.service")),
     ("bulkhead-adoption.service", include_str!("../../files/bulkhead-adoption.service")),
     ("bulkhead-adoption.timer", include_str!("../../files/bulkhead-adoption.timer")),
 ];

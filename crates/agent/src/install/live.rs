@@ -10,7 +10,8 @@ use std::{collections::BTreeSet, net::Ipv6Addr};
 
 pub(super) const SYSTEMCTL: &str = "/usr/bin/systemctl";
 const SSHD: &str = "bulkhead-sshd.service";
-const SCRUB: &str = "bulkhead-scrub.timer";
+/// What waits for something to happen, and is started with the node's SSH server.
+const WAITING: [&str; 2] = ["bulkhead-scrub.timer", "bulkhead-drop.path"];
 
 /// Puts what was written into force, but for the SSH server: directories, packet filter, keeper.
 pub(super) fn prepare(tree: &mut Tree) -> Result<(), InstallError> {
@@ -54,7 +55,7 @@ pub(super) fn take_over(tree: &mut Tree) -> Result<(), InstallError> {
         tree.changed(format!("started {SSHD}"));
     }
     tree.run(SYSTEMCTL, &["daemon-reload"])?;
-    tree.run(SYSTEMCTL, &["start", "bulkhead-scrub.timer"])?;
+    tree.run(SYSTEMCTL, &[&["start"], WAITING.as_slice()].concat())?;
     tree.run(SYSTEMCTL, &["start", "--no-block", "bulkhead-boot.service"])?;
     Ok(())
 }
@@ -114,7 +115,7 @@ pub(super) fn give_back(tree: &mut Tree, before: &Before) -> Result<(), InstallE
                     tree.apply(&mask)?;
                 }
                 tree.run(SYSTEMCTL, &["daemon-reload"])?;
-                tree.run_any(SYSTEMCTL, &["start", SCRUB])?;
+                tree.run_any(SYSTEMCTL, &[&["start"], WAITING.as_slice()].concat())?;
                 return Err(InstallError::StockSshFailed { message: message.trim().to_owned() });
             }
             tree.changed(format!("started {unit}"));

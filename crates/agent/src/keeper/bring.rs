@@ -2,12 +2,12 @@
 
 use super::{OrFail, caller::Caller, failure, now, submit::courier};
 use crate::{
+    account,
     audit::{self, Entry, What},
     install::key_files,
     papers::{self, BringError, Brought},
     peer::Peer,
     state::Paths,
-    systemd,
 };
 use bulkhead_core::{
     OrderId, SignedText,
@@ -15,8 +15,7 @@ use bulkhead_core::{
     policy::{POLICY_MAX_BYTES, Policy, Role, key_blob},
 };
 use bulkhead_wire::{Bring, Failure, FailureKind, Paper};
-use rustix::process::{Pid, Signal, kill_process};
-use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _};
+use std::{collections::BTreeSet, fs};
 
 /// Takes the document in, and puts it on record.
 ///
@@ -83,27 +82,7 @@ fn may_bring(policy: &Policy, key: &str) -> bool {
 /// Ends every connection but one: some of them may be of keys that may not connect any more, and a gate does not know
 /// which. Whoever still may comes again.
 pub(crate) fn end_sessions(but: Option<i32>) {
-    let accounts: BTreeSet<&str> = key_files().map(|(account, _)| account).collect();
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let uids: BTreeSet<u32> = passwd
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split(':');
-            accounts.contains(fields.next()?).then(|| fields.nth(1)?.parse().ok())?
-        })
-        .collect();
-    let own = but.map(ancestors).unwrap_or_default();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        let is_theirs = entry.metadata().is_ok_and(|metadata| uids.contains(&metadata.uid()));
-        if is_theirs
-            && !own.contains(&pid)
-            && let Some(pid) = Pid::from_raw(pid)
-            && let Err(error) = kill_process(pid, Signal::KILL)
-        {
-            systemd::eprintln_bounded(&format!("ending the session of process {}: {error}", pid.as_raw_nonzero()));
-        }
-    }
+    account::end_sessions(&key_files().map(|(account, _)| account).collect(), &but.map(ancestors).unwrap_or_default());
 }
 
 /// A process and those above it: the gate that asks, and its own sshd.

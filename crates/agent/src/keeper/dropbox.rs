@@ -4,10 +4,10 @@
 //! opened once, read once while its objects are hashed, and never trusted before.
 //! What is taken from it is what a verified order's image names, under its digest.
 //!
-//! The box has no quota of its own: a courier can fill the disk with it as far as
-//! anyone but root can. So that nobody has to clean up after that, every order
-//! that brings an image first removes what has lain there for a day, and, where the
-//! disk is nearly full, everything but the pack that it names itself.
+//! [`crate::quota`] bounds what is there at any time. So that nobody has to clean up
+//! within that, every order that brings an image first removes what has lain there
+//! for a day, and, where the disk is nearly full, everything but the pack that it
+//! names itself.
 
 use super::{OrFail as _, chain, disk, failure};
 use crate::{state::Paths, systemd};
@@ -28,11 +28,12 @@ use std::{
 const AGE_MAX: Duration = Duration::from_secs(86_400);
 /// The disk is nearly full where less than one part in so many is free: what root keeps for itself on
 /// ext4 is as much again.
-const FREE_PART_MIN: u64 = 20;
+pub(crate) const FREE_PART_MIN: u64 = 20;
 /// Files that one order looks at; the next one goes on.
 const FILES_MAX: usize = 10_000;
 
-fn directory(paths: &Paths) -> PathBuf {
+/// Where files come.
+pub(crate) fn directory(paths: &Paths) -> PathBuf {
     paths.state.join("drop/in")
 }
 

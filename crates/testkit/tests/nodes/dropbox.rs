@@ -7,6 +7,7 @@ use std::{
     fs,
     io::Write as _,
     os::unix::fs::FileExt as _,
+    path::Path,
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -23,6 +24,9 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("the_box_takes_and_gives_nothing", write_only),
     ("a_pack_is_not_written_into_the_app", inside),
 ];
+
+/// Each on a node of its own: sessions of the drop box's account end, whoever's they are.
+pub(crate) const QUOTA_TESTS: &[(&str, crate::Test)] = &[("a_box_over_its_quota_is_emptied", over_quota)];
 
 const SERVE: &[&str] = &["serve", "3000"];
 const WEB: &str = "port = 3000\ndrain = \"1s\"\nstop = \"1s\"";
@@ -272,4 +276,72 @@ fn inside(world: &World) -> Result<()> {
     let left = [app.folder.join("x.pack"), app.folder.join("sub/x.pack")];
     ensure!(!left.iter().any(|path| path.exists()), "a pack was written");
     pack(&app, "unpacked.pack", &[]).map(drop)
+}
+
+/// A courier fills the box: by bytes, with a file that is held open and goes on being written to, and by number.
+fn over_quota(world: &World) -> Result<()> {
+    /// Slow enough to be seen before the file system is full, of which the box leaves a twentieth.
+    const PACE_KBIT: &str = "60000";
+    let node = "stage-1";
+    let run = |script: &str| world.on_node(node, &["sh", "-c", script]);
+    let waits = || run("systemctl is-active bulkhead-drop.path; systemctl is-active bulkhead-drop.service || true");
+    // A small file system, which the box may fill but for a twentieth.
+    run(&format!(
+        "mount -t tmpfs -o size=256M,mode=0300,uid=$(id -u bulkhead-drop),gid=$(id -g bulkhead-drop) tmpfs {BOX} \
+         && systemctl restart bulkhead-drop.path bulkhead-sshd.service"
+    ))?;
+    ensure!(waits()? == "active\ninactive\n", "it runs, though nobody writes: {}", waits()?);
+    let small = world.folder().join("within-quota").display().to_string();
+    fs::write(&small, noise(1 << 20, 81))?;
+    put(world, node, &small, "small")?;
+    run(&format!("head -c 200M /dev/zero >{BOX}/others"))?;
+
+    let large = world.folder().join("over-quota");
+    fs::File::create(&large)?.set_len(2 << 30)?;
+    let sftp_batch = |batch: &Path| -> Result<Command> {
+        let ssh: Vec<_> = ssh(world, node, "bulkhead-drop")?.get_args().map(ToOwned::to_owned).collect();
+        let mut command = Command::new("sftp");
+        command.args(["-l", PACE_KBIT, "-b"]).arg(batch).args(ssh.iter().filter(|word| *word != "-T"));
+        Ok(command)
+    };
+    let batch = world.folder().join("one-large-file");
+    fs::write(&batch, format!("put {} large\n", large.display()))?;
+    let output = sftp_batch(&batch)?.output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success() && said.contains("onnection"), "its session was not ended: {said}");
+    // What is held open goes on growing where nobody looks for it by name: the file system itself is asked.
+    let used = || run(&format!("ls -A {BOX}; df --output=used -B1M {BOX} | tail -1"));
+    within(|| Ok(used()?.trim() == "0")).with_context(|| format!("there is: {:?}", used()))?;
+    let said = "journalctl --quiet -o cat -t bulkhead-drop";
+    ensure!(run(said)?.contains("its sessions are ended: it holds"), "{}", run(said)?);
+
+    // It is watched again, and whoever stays within it is left alone.
+    put(world, node, &small, "small")?;
+    within(|| Ok(waits()? == "active\ninactive\n")).context("it does not end")?;
+    ensure!(box_of(world, node)? == "small\n", "{}", box_of(world, node)?);
+
+    let empty = world.folder().join("empty");
+    fs::write(&empty, "")?;
+    let commands: String = (0..10_001).map(|number| format!("put {} {number}\n", empty.display())).collect();
+    let batch = world.folder().join("many-files");
+    fs::write(&batch, commands)?;
+    // It may be ended before its own end.
+    sftp_batch(&batch)?.stdout(Stdio::null()).status()?;
+    within(|| Ok(box_of(world, node)?.is_empty())).context("more than 10,000 files stay")?;
+    ensure!(run(said)?.contains("it holds more than 10000 files"), "{}", run(said)?);
+    within(|| Ok(waits()? == "active\ninactive\n")).context("it does not end")?;
+
+    let app = world.app("dropped-within", SERVE, WEB)?;
+    let path = pack(&app, "within.pack", &[])?;
+    put(world, node, &path, "within.pack")?;
+    app.run(&["deploy", "-e", "staging", "--yes", "--dropped", "within.pack"])?.expect(0)?;
+    app.serves(node, "1")
+}
+
+fn within(is_so: impl Fn() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + bulkhead_testkit::world::PATIENCE;
+    while !is_so()? {
+        ensure!(Instant::now() < end, "not in {:?}", bulkhead_testkit::world::PATIENCE);
+    }
+    Ok(())
 }

@@ -112,6 +112,7 @@ fn main() -> ExitCode {
     all.extend(alone("stock", "stage-1=staging", stock::TESTS));
     all.extend(alone("runbooks", "prod-1=production", runbooks::TESTS));
     all.extend(alone("audit", "stage-1=staging", audit::TESTS));
+    all.extend(alone("dropbox", "stage-1=staging", dropbox::QUOTA_TESTS));
     all.extend(alone("secrets", "stage-1=staging,prod-1=production", secrets::TESTS));
     let conclusion = libtest_mimic::run(&arguments, all);
     for world in [&steady, &doomed, &filled, &orphaned, &dark] {
