@@ -3,7 +3,7 @@
 use super::{
     InstallError,
     before::Before,
-    layout::{self, JOURNALD, KEEPER_SOCKETS, NFTABLES, SSHD_CONFIG, TMPFILES},
+    layout::{self, JOURNALD, KEEPER_SOCKETS, NFTABLES, NFTABLES_SOURCES, SSHD_CONFIG, TABLES, TMPFILES},
     tree::Tree,
 };
 use std::{collections::BTreeSet, net::Ipv6Addr};
@@ -26,7 +26,7 @@ pub(super) fn prepare(tree: &mut Tree) -> Result<(), InstallError> {
     if tree.wrote("etc/systemd/resolved.conf.d") {
         tree.run(SYSTEMCTL, &["try-restart", "systemd-resolved.service"])?;
     }
-    let filter = if tree.wrote(NFTABLES) { "reload-or-restart" } else { "start" };
+    let filter = if tree.wrote(NFTABLES) || tree.wrote(NFTABLES_SOURCES) { "reload-or-restart" } else { "start" };
     tree.run(SYSTEMCTL, &[filter, "bulkhead-nftables.service"])?;
     tree.run(SYSTEMCTL, &[&["start"], KEEPER_SOCKETS.as_slice()].concat()).map(drop)
 }
@@ -135,9 +135,11 @@ pub(super) fn give_back(tree: &mut Tree, before: &Before) -> Result<(), InstallE
             tree.changed(format!("stopped {unit}"));
         }
     }
-    if tree.run_any("/usr/sbin/nft", &["list", "table", "inet", "bulkhead"])?.0 {
-        tree.run("/usr/sbin/nft", &["delete", "table", "inet", "bulkhead"])?;
-        tree.changed("took the packet filter away".to_owned());
+    for table in TABLES {
+        if tree.run_any("/usr/sbin/nft", &["list", "table", "inet", table])?.0 {
+            tree.run("/usr/sbin/nft", &["delete", "table", "inet", table])?;
+            tree.changed(format!("took the packet filter's table {table} away"));
+        }
     }
     for unit in before.running().map(str::to_owned).collect::<Vec<_>>() {
         if !units.contains(&unit) && tree.run_any(SYSTEMCTL, &["start", &unit])?.0 {
