@@ -453,8 +453,18 @@ impl Wanted<'_> {
         results.sort_unstable_by_key(|(at, _)| *at);
         let mut all = Vec::with_capacity(results.len());
         for (at, outcome) in results {
-            let Pinned { name, version, architecture, .. } = pinned[at].clone();
-            all.push(Unpacked { name, version, architecture, listing: outcome? });
+            let Pinned { name, version, architecture, sha256, .. } = pinned[at].clone();
+            let listing = outcome?;
+            // The lock file is what a person reads: it must not call a package what it is not.
+            for (key, said) in [("Package", &name), ("Version", &version), ("Architecture", &architecture)] {
+                let found = field(&listing.control, key).unwrap_or_default();
+                if found != said {
+                    let path = self.cache_dir.join("debs").join(format!("{sha256}.deb"));
+                    let what = format!("{key} is `{found}` in it, and `{said}` where it is asked for");
+                    return Err(DebianError::PackageMalformed { path, what });
+                }
+            }
+            all.push(Unpacked { name, version, architecture, listing });
         }
         Ok(all)
     }

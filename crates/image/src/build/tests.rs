@@ -634,6 +634,86 @@ fn another_machine_with_the_lock_file_builds_the_same() {
     assert_eq!(second.build_locked(true).unwrap().id, id);
 }
 
+/// Whoever writes to the cache or to the lock file of an operator's machine: what he gets, and no more.
+#[test]
+fn what_an_altered_cache_or_lock_file_gives() {
+    let archive = Archive::new();
+    let web = "packages = [\"web\"]";
+    let bed = bed_with(&archive, web);
+    let built = bed.build().unwrap();
+    let lock = fs::read_to_string(bed.folder.path().join("bulkhead.lock")).unwrap();
+    let program = |built: &Built| {
+        let mut files = built.image.files();
+        files.find(|(path, ..)| *path == b"usr/bin/web").map(|(_, size_bytes, digest)| (size_bytes, digest)).unwrap()
+    };
+    let (size_bytes, digest) = program(&built);
+    let cached = built.sources.disk_path(&digest).unwrap().to_owned();
+    let good = fs::read(&cached).unwrap();
+
+    // Other contents of a package's file: the image names what the package holds, and the file is not that.
+    let mut evil = good.clone();
+    evil.push(b'!');
+    fs::write(&cached, &evil[1..]).unwrap();
+    match bed.build() {
+        Ok(again) => {
+            assert_eq!(program(&again), (size_bytes, digest));
+            assert_ne!(bulkhead_core::verity::digest(&fs::read(&cached).unwrap()), digest);
+        }
+        Err(error) => assert!(!chain(&error).is_empty()),
+    }
+    fs::write(&cached, &good).unwrap();
+
+    // What is kept of what a package holds: his code is in the next image, and the lock file says nothing of it.
+    let evil_digest = bulkhead_core::verity::digest(&evil);
+    let name = evil_digest.to_string();
+    let directory = bed.cache.path().join("files").join(&name[..2]);
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join(&name[2..]), &evil).unwrap();
+    for listing in fs::read_dir(bed.cache.path().join("packages")).unwrap() {
+        let path = listing.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        if text.contains(&digest.to_string()) {
+            let size = |size_bytes: u64| format!("\"size\":{size_bytes}");
+            let text = text.replace(&digest.to_string(), &name).replace(&size(size_bytes), &size(evil.len() as u64));
+            fs::write(&path, text).unwrap();
+        }
+    }
+    let taken = bed.build_locked(true).unwrap();
+    assert_eq!(program(&taken), (evil.len() as u64, evil_digest));
+    assert_eq!(fs::read_to_string(bed.folder.path().join("bulkhead.lock")).unwrap(), lock);
+    // By that another machine finds it out: from the same lock file it builds another image.
+    let other = bed_with(&archive, web);
+    other.write("bulkhead.lock", &lock);
+    assert_eq!(other.build_locked(true).unwrap().id, built.id);
+
+    // Another digest in the lock file: no package has it.
+    let deb = "/debian/pool/web_1.0_amd64.deb";
+    let pinned = hex_sha256(&archive.files.lock().unwrap()[deb]);
+    let other = bed_with(&archive, web);
+    other.write("bulkhead.lock", lock.replace(&pinned, &"0".repeat(64)));
+    let failure = other.failure();
+    assert!(failure.contains("web_1.0_amd64.deb has the sha256") && failure.contains("is expected"), "{failure}");
+
+    // That of another file that the mirror has, such as an older version: not under the name of the one that it takes
+    // the place of. It is taken where the lock file says what it is, for whoever reads its changes to see.
+    let old = make("Package: web\nVersion: 0.9\nArchitecture: amd64\n", &[("./usr/bin/web", 0o755, &good)], "xz");
+    let wanted = archive.files.lock().unwrap()[deb].len();
+    let hidden = lock
+        .replace(&pinned, &hex_sha256(&old))
+        .replace("pool/web_1.0_amd64.deb", "pool/web_0.9_amd64.deb")
+        .replace(&format!("size = {wanted}\n"), &format!("size = {}\n", old.len()));
+    archive.set("/debian/pool/web_0.9_amd64.deb", old);
+    let other = bed_with(&archive, web);
+    other.write("bulkhead.lock", &hidden);
+    let failure = other.failure();
+    assert!(failure.contains("Version is `0.9` in it, and `1.0` where it is asked for"), "{failure}");
+    let named = hidden.replace("name = \"web\"\nversion = \"1.0\"", "name = \"web\"\nversion = \"0.9\"");
+    other.write("bulkhead.lock", named);
+    let older = other.build_locked(true).unwrap();
+    assert_ne!(older.id, built.id);
+    assert!(older.report.packages.iter().any(|package| package.name == "web" && package.version == "0.9"));
+}
+
 #[test]
 fn what_cannot_be_believed() {
     let check = |damage: &dyn Fn(&Archive), image: &str, kind: ErrorKind, expected: &[&str]| {
