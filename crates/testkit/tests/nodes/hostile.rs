@@ -8,12 +8,14 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
-    process::Stdio,
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
+        mpsc,
     },
     thread,
+    time::Duration,
 };
 
 pub(crate) const TESTS: &[(&str, crate::Test)] = &[
@@ -110,18 +112,11 @@ fn garbage(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// What follows each question goes on for ever: the node says what is wrong, or nothing, and hangs up.
 /// Longer than any patience of a node's.
-const HOLDS_ON: std::time::Duration = std::time::Duration::from_secs(120);
+const HOLDS_ON: Duration = Duration::from_secs(120);
 
+/// What follows each question goes on for ever: the node says what is wrong, or nothing, and hangs up.
 fn endless(world: &World) -> Result<()> {
-    const GIVEN_MAX_BYTES: usize = 64 << 20;
-    let frame = |kind: Kind, payload: &[u8]| -> Result<Vec<u8>> {
-        let mut out = Vec::new();
-        write_frame(&mut out, kind, payload)?;
-        Ok(out)
-    };
-    let data = frame(Kind::Data, &noise(bulkhead_wire::DATA_MAX_BYTES, 7))?;
     let bring = |paper| Ask::Bring(Bring { paper, signatures: vec![] });
     let asks = [
         Ask::Status,
@@ -130,41 +125,57 @@ fn endless(world: &World) -> Result<()> {
         bring(Paper::Statement),
         bring(Paper::Heartbeat),
     ];
-    for ask in asks {
-        let said = format!("{ask:?}");
-        let question = frame(Kind::Message, &serde_json::to_vec(&Request { protocol: PROTOCOL, ask })?)?;
-        let mut child = ssh(world, "stage-1", "bulkhead")?
-            .arg(bulkhead_wire::COMMAND)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        // One that neither reads nor hangs up would hold this for ever: then the line is cut, and that is a failure.
-        let (ended, is_ended) = std::sync::mpsc::channel::<()>();
-        let id = child.id().to_string();
-        let watch = std::thread::spawn(move || {
-            let in_time = is_ended.recv_timeout(HOLDS_ON) != Err(std::sync::mpsc::RecvTimeoutError::Timeout);
-            if !in_time {
-                std::process::Command::new("kill").arg(&id).status().ok();
-            }
-            in_time
-        });
-        let mut input = child.stdin.take().context("no stdin")?;
-        let mut given = 0;
-        let mut goes_on = input.write_all(&question).is_ok();
-        while goes_on {
-            ensure!(given < GIVEN_MAX_BYTES, "{said}: {given} bytes were taken");
-            goes_on = input.write_all(&data).is_ok();
-            given += data.len();
-        }
-        drop(input);
-        child.wait()?;
-        drop(ended);
-        ensure!(watch.join().unwrap_or(false), "{said}: the node neither reads nor hangs up");
-    }
+    // Side by side: nearly all of the time is the node's patience.
+    thread::scope(|scope| -> Result<()> {
+        let cases: Vec<_> = asks.into_iter().map(|ask| scope.spawn(move || goes_on_for_ever(world, ask))).collect();
+        cases.into_iter().try_for_each(|case| case.join().expect("no case panics"))
+    })?;
     let request = Request { protocol: PROTOCOL, ask: Ask::Status };
     let events = converse(world, "stage-1", &request, &[])?;
     ensure!(matches!(events[0], Event::Status(_)), "{events:?}");
+    Ok(())
+}
+
+fn goes_on_for_ever(world: &World, ask: Ask) -> Result<()> {
+    const GIVEN_MAX_BYTES: usize = 64 << 20;
+    let frame = |kind: Kind, payload: &[u8]| -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        write_frame(&mut out, kind, payload)?;
+        Ok(out)
+    };
+    let data = frame(Kind::Data, &noise(bulkhead_wire::DATA_MAX_BYTES, 7))?;
+    let said = format!("{ask:?}");
+    let question = frame(Kind::Message, &serde_json::to_vec(&Request { protocol: PROTOCOL, ask })?)?;
+    let mut child = ssh(world, "stage-1", "bulkhead")?
+        .arg(bulkhead_wire::COMMAND)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    // One that neither reads nor hangs up would hold this for ever: then the line is cut, and that is a failure.
+    let (ended, is_ended) = mpsc::channel::<()>();
+    let id = child.id().to_string();
+    let watch = thread::spawn(move || {
+        let in_time = is_ended.recv_timeout(HOLDS_ON) != Err(mpsc::RecvTimeoutError::Timeout);
+        if !in_time {
+            Command::new("kill").arg(&id).status().ok();
+        }
+        in_time
+    });
+    let mut input = child.stdin.take().context("no stdin")?;
+    let mut given = 0;
+    let mut goes_on = input.write_all(&question).is_ok();
+    while goes_on && given < GIVEN_MAX_BYTES {
+        goes_on = input.write_all(&data).is_ok();
+        given += data.len();
+    }
+    drop(input);
+    let status = child.wait()?;
+    drop(ended);
+    // As ssh ends where it was not let in at all.
+    ensure!(status.code() != Some(255), "{said}: nothing was asked");
+    ensure!(!goes_on, "{said}: {given} bytes were taken");
+    ensure!(watch.join().unwrap_or(false), "{said}: the node neither reads nor hangs up");
     Ok(())
 }
 
