@@ -6,7 +6,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use bulkhead_testkit::world::{Ran, World};
+use bulkhead_testkit::world::{PATIENCE, Ran, World};
 use bulkhead_trust::sshsig::{PublicKey, armor, to_be_signed};
 use bulkhead_wire::Event;
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -21,6 +21,7 @@ use std::{
         atomic::{AtomicU8, Ordering},
     },
     thread,
+    time::Instant,
 };
 
 pub(crate) const TESTS: &[(&str, crate::Test)] = &[("a_security_key_signs_only_with_its_person", touched)];
@@ -147,11 +148,17 @@ fn touched(world: &World) -> Result<()> {
     for flags in [0, VERIFIED] {
         bench.refused(&bytes, vec![dora.sign_order(&bytes, flags)], "threshold")?;
     }
-    // The same refusal of one courier counts once a second.
-    std::thread::sleep(std::time::Duration::from_millis(1500));
-    bench.refused(&bytes, vec![vera.sign_order(&bytes, TOUCHED)], "threshold")?;
     is_on_record(world, "stage-1", &["refused", "without touching the security key"])?;
-    is_on_record(world, "stage-1", &["refused", "asked no PIN or finger"])?;
+    // The same refusal of one courier counts once a second, so the first of these may be left out.
+    let end = Instant::now() + PATIENCE;
+    loop {
+        bench.refused(&bytes, vec![vera.sign_order(&bytes, TOUCHED)], "threshold")?;
+        match is_on_record(world, "stage-1", &["refused", "asked no PIN or finger"]) {
+            Err(error) if Instant::now() > end => return Err(error),
+            Err(_) => {}
+            Ok(()) => break,
+        }
+    }
     // Flags that the key did not sign.
     let lie = {
         let mut signature = dora.sign(&to_be_signed("order@bulkhead", &bytes), 0);
