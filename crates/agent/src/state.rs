@@ -48,13 +48,16 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, DirBuilder, File, OpenOptions},
     io::{Read as _, Seek as _, Write as _},
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 /// User ids for apps: above what `useradd` gives people, below what Debian and
 /// systemd use for themselves (60000 and up). Two for each app.
 const UIDS: std::ops::RangeInclusive<u32> = 50_000..=59_998;
+
+/// How often a lock is tried whose file others take away at that very moment.
+const LOCK_TRIES: usize = 100;
 
 /// Where things are. Another root is for tests.
 #[derive(Debug, Clone)]
@@ -240,9 +243,33 @@ pub struct App {
 }
 
 /// The right to change an app; given up when dropped, or when the process ends.
+///
+/// Nothing is left of an app that accepted no order: whoever gives the lock up takes the directory away, where there
+/// is nothing in it but the lock. So a lock counts only if its file is the one that the path names.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+    directory: PathBuf,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let entries = fs::read_dir(&self.directory).into_iter().flatten();
+        let path = self.directory.join("lock");
+        // One entry that cannot be read is something.
+        if entries.map(|entry| entry.map(|entry| entry.path())).all(|entry| entry.is_ok_and(|entry| entry == path))
+            && is_at(&self.file, &path)
+        {
+            // What another made of it meanwhile is there, and then the directory is not empty.
+            drop(fs::remove_file(&path).and_then(|()| fs::remove_dir(&self.directory)));
+        }
+    }
+}
+
+/// Whether a path still names an open file.
+fn is_at(file: &File, path: &Path) -> bool {
+    let (Ok(open), Ok(there)) = (file.metadata(), fs::symlink_metadata(path)) else { return false };
+    (open.dev(), open.ino()) == (there.dev(), there.ino())
 }
 
 /// Makes a directory and those above it, for root alone.
@@ -298,7 +325,7 @@ pub fn apps(paths: &Paths) -> Result<Vec<App>, FileError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
         Err(source) => return Err(FileError::Io { operation: "list", path: directory, source }),
     };
-    // A lock alone is of an order that was refused: its app may not even exist.
+    // A lock alone is of an order that is being looked at: its app may not even exist.
     let is_app = |entry: &fs::DirEntry| entry.path().join("head.json").exists();
     let entries = entries.filter_map(Result::ok).filter(is_app);
     let mut names: Vec<AppName> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
@@ -347,26 +374,34 @@ impl App {
     /// # Errors
     /// The lock's file cannot be used.
     pub fn try_lock(&self, holder: &Holder) -> Result<Result<Lock, Holder>, FileError> {
+        for _ in 0..LOCK_TRIES {
+            if let Some(tried) = self.try_lock_once(holder)? {
+                return Ok(tried);
+            }
+        }
+        Ok(Err(somebody()))
+    }
+
+    /// `None` where another took the directory away meanwhile.
+    fn try_lock_once(&self, holder: &Holder) -> Result<Option<Result<Lock, Holder>>, FileError> {
         make_private(&self.directory)?;
         let path = self.directory.join("lock");
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(FileError::io("open", &path))?;
+        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = match opened {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(FileError::Io { operation: "open", path, source }),
+        };
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) if !is_at(&file, &path) => Ok(None),
             Ok(()) => {
                 // Not durable on purpose: it says something of this very moment only.
                 let text = serde_json::to_vec(holder).unwrap_or_default();
                 // And where the disk is full, the lock is what counts, not the name.
                 drop(file.set_len(0).and_then(|()| file.write_all(&text)));
-                Ok(Ok(Lock { _file: file }))
+                Ok(Some(Ok(Lock { file, directory: self.directory.clone() })))
             }
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                Ok(Err(read_holder(&mut file).unwrap_or(Holder { holder: "somebody".into(), since: Timestamp(0) })))
-            }
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(Some(Err(read_holder(&mut file).unwrap_or_else(somebody)))),
             Err(error) => Err(FileError::io("lock", &path)(error.into())),
         }
     }
@@ -712,9 +747,66 @@ impl App {
     }
 }
 
+fn somebody() -> Holder {
+    Holder { holder: "somebody".into(), since: Timestamp(0) }
+}
+
 fn read_holder(file: &mut File) -> Option<Holder> {
     let mut text = Vec::new();
     file.rewind().ok()?;
     file.take(4096).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn app(root: &Path) -> App {
+        let app = App::new(&Paths::new(root), "notes".parse().unwrap());
+        fs::create_dir_all(app.directory.parent().unwrap()).unwrap();
+        app
+    }
+
+    #[test]
+    fn nothing_is_left_of_an_app_that_accepted_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let app = app(root.path());
+        let lock = app.try_lock(&somebody()).unwrap().unwrap();
+        assert_eq!(app.try_lock(&somebody()).unwrap().unwrap_err(), somebody());
+        drop(lock);
+        assert!(!app.directory.exists());
+        for name in ["head.json", "uid", "releases"] {
+            let lock = app.try_lock(&somebody()).unwrap().unwrap();
+            fs::write(app.directory.join(name), "{}").unwrap();
+            drop(lock);
+            assert!(app.directory.join("lock").exists(), "{name}");
+            fs::remove_file(app.directory.join(name)).unwrap();
+        }
+    }
+
+    /// Its file comes and goes under those who wait for it.
+    #[test]
+    fn a_lock_that_is_taken_away_is_held_by_one_at_a_time() {
+        let root = tempfile::tempdir().unwrap();
+        let app = app(root.path());
+        let (inside, held) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..500 {
+                        let Ok(lock) = app.try_lock(&somebody()).unwrap() else { continue };
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two have it");
+                        std::thread::yield_now();
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        held.fetch_add(1, Ordering::SeqCst);
+                        drop(lock);
+                    }
+                });
+            }
+        });
+        assert!(held.load(Ordering::SeqCst) > 0);
+        assert!(!app.directory.exists());
+    }
 }

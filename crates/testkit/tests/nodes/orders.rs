@@ -261,7 +261,12 @@ fn another_node(world: &World) -> Result<()> {
     let target = bench.order["targets"]["stage-1"].take();
     bench.order["targets"] = serde_json::json!({ "stage-2": target });
     let bytes = bench.bytes()?;
-    bench.refused(&bytes, vec![bench.signed(&bytes)?], "node")
+    bench.refused(&bytes, vec![bench.signed(&bytes)?], "node")?;
+    // Of an app that no order was accepted of nothing is left.
+    bench.order["app"] = "never-here".into();
+    let bytes = bench.bytes()?;
+    bench.refused(&bytes, vec![bench.signed(&bytes)?], "node")?;
+    world.on_node("stage-1", &["test", "!", "-e", "/var/lib/bulkhead/apps/never-here"]).map(drop)
 }
 
 fn another_fleet(world: &World) -> Result<()> {
