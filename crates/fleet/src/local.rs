@@ -59,6 +59,8 @@ const NODES_MAX: usize = 253;
 const READY_WITHIN: Duration = Duration::from_secs(90);
 /// How long a node may take to power off before it is ended by force.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
+/// A node's public host key, in its tree.
+const HOST_KEY: &str = "etc/bulkhead/ssh_host_ed25519_key.pub";
 /// Where pristine systems are kept unless [`Local::cache`] says otherwise.
 const CACHE: &str = "/var/cache/bulkhead";
 
@@ -89,8 +91,8 @@ pub struct LocalNode {
     pub environment: EnvironmentName,
     /// Its address; sshd answers on port 22.
     pub address: Ipv4Addr,
-    /// Its public host key, `ssh-ed25519 AAAA…`.
-    pub host_key: String,
+    /// Its public host key, `ssh-ed25519 AAAA…`; absent once it was released: then it is a stock machine.
+    pub host_key: Option<String>,
     /// The machine's name for systemd-nspawn.
     pub machine: String,
     /// Its process 1 as this machine sees it; absent while it does not run.
@@ -176,7 +178,7 @@ pub enum LocalError {
         name: NodeName,
     },
     /// It exists in another environment.
-    #[error("the local node `{name}` is in environment `{found}`, not `{wanted}`; destroy it to make it anew")]
+    #[error("the local node `{name}` is in environment `{found}`, not `{wanted}`")]
     OtherEnvironment {
         /// Which node.
         name: NodeName,
@@ -335,8 +337,8 @@ impl Local {
     }
 
     /// Makes these nodes run, all at once, with this policy and this agent. Nodes
-    /// that run are brought up to date; nodes that are not named are left as they are.
-    /// Where one fails, those that this call started are ended again.
+    /// that run are brought up to date; nodes that are not named are left as they are,
+    /// and so are those that were released. Where one fails, those that this call started are ended again.
     ///
     /// # Errors
     /// The first failure.
@@ -406,6 +408,23 @@ impl Local {
     pub fn down(&self, names: &[NodeName]) -> Result<(), LocalError> {
         let _lock = lock(&self.directory)?;
         self.stop(names)
+    }
+
+    /// Powers nodes off and removes them with their data; the others stay as they are.
+    ///
+    /// # Errors
+    /// There is no such node, or what could not be ended or removed.
+    pub fn remove(&self, names: &[NodeName]) -> Result<(), LocalError> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let _lock = lock(&self.directory)?;
+        self.stop(names)?;
+        for name in names {
+            let directory = self.nodes().join(name.as_str());
+            fs::remove_dir_all(&directory).map_err(failed("remove", &directory))?;
+        }
+        Ok(())
     }
 
     /// Powers all nodes off and removes all that the state directory holds, and the directory.
@@ -573,18 +592,29 @@ impl Local {
 
     fn describe(&self, state: &NodeState) -> Result<LocalNode, LocalError> {
         let root = self.root(&state.name);
-        let path = root.join("etc/bulkhead/ssh_host_ed25519_key.pub");
-        let line = fs::read_to_string(&path).map_err(failed("read", &path))?;
         let machine = self.machine(state);
+        let host_key = if self.was_released(state) {
+            None
+        } else {
+            let path = root.join(HOST_KEY);
+            let line = fs::read_to_string(&path).map_err(failed("read", &path))?;
+            Some(line.split_whitespace().take(2).collect::<Vec<_>>().join(" "))
+        };
         Ok(LocalNode {
             name: state.name.clone(),
             environment: state.environment.clone(),
             address: self.state.subnet.host(state.host),
-            host_key: line.split_whitespace().take(2).collect::<Vec<_>>().join(" "),
+            host_key,
             leader: machine.leader()?,
             machine: machine.name,
             root,
         })
+    }
+
+    /// Whether it was a node once and is a stock machine now: it was started, which no machine is before it is laid
+    /// out, and has no host key of a node's any more.
+    fn was_released(&self, state: &NodeState) -> bool {
+        !self.root(&state.name).join(HOST_KEY).exists() && self.machine(state).was_started()
     }
 
     // ---- network ----
@@ -619,6 +649,9 @@ impl Local {
         pristine: Option<&Path>,
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<(LocalNode, bool), LocalError> {
+        if self.was_released(state) {
+            return Ok((self.describe(state)?, false));
+        }
         let machine = self.machine(state);
         let root = self.root(&state.name);
         let new = !root.is_dir();

@@ -103,7 +103,8 @@ impl Scene {
     /// `ssh` or `sftp` with these arguments and a key, knowing the node's host key and nothing else.
     fn client(&self, program: &str, node: &LocalNode, key: &str, arguments: &[&str]) -> Output {
         let known = self.path("known_hosts");
-        fs::write(&known, format!("{} {}\n", node.address, node.host_key)).expect("the directory is writable");
+        fs::write(&known, format!("{} {}\n", node.address, node.host_key.as_deref().expect("it is a node")))
+            .expect("the directory is writable");
         let known = format!("UserKnownHostsFile={known}");
         let key = self.path(key);
         let mut all = vec!["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none"];

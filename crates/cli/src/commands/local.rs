@@ -29,14 +29,14 @@ enum LocalCommand {
     Kill(LocalNodeArgs),
     #[command(hide = true)]
     Start(LocalNodeArgs),
-    #[command(hide = true)]
     Exec(LocalExecArgs),
 }
 
 /// Starts local nodes and writes them into `fleet.toml`
 ///
 /// Those that run already stay as they are; those that were stopped come back
-/// with their data. The first time a Debian system is made from packages.
+/// with their data; those that were released (`bulkhead node release`) stay the stock
+/// machines that they are. The first time a Debian system is made from packages.
 #[derive(Debug, Args)]
 pub struct LocalUpArgs {
     /// The nodes, as NAME=ENVIRONMENT.
@@ -60,8 +60,8 @@ pub struct LocalLsArgs {}
 /// Stops local nodes; their data stays
 #[derive(Debug, Args)]
 pub struct LocalDownArgs {
-    /// Deletes all of them with their data and takes them out of `fleet.toml`.
-    #[arg(long, conflicts_with = "nodes")]
+    /// Deletes them with their data and takes them out of `fleet.toml`.
+    #[arg(long)]
     pub remove: bool,
 
     /// Goes on without a question; only `--remove` asks one.
@@ -82,6 +82,10 @@ pub struct LocalNodeArgs {
 }
 
 /// Runs a program inside a local node, as root and past the gate
+///
+/// As one who sits at the machine: `bulkhead local exec stage-1 -- ss -ltn`. It works for
+/// local nodes alone, for their machine is this one; other nodes let nobody in to do that.
+/// Where the program fails, the exit code is 8.
 #[derive(Debug, Args)]
 pub struct LocalExecArgs {
     /// The node.
@@ -133,6 +137,8 @@ pub struct ShownLocalNode {
     pub address: String,
     /// Whether it runs.
     pub running: bool,
+    /// Whether it was released: it is a stock machine then, and a node no longer.
+    pub released: bool,
     /// Its process 1 as this machine sees it.
     pub pid: Option<u32>,
     /// The machine's name for systemd-nspawn.

@@ -139,6 +139,11 @@ impl Machine {
         self.directory.join("console")
     }
 
+    /// Whether it ever was.
+    pub(super) fn was_started(&self) -> bool {
+        self.console().exists()
+    }
+
     /// The end of what it printed, in one line.
     pub(super) fn console_tail(&self) -> String {
         let bytes = fs::read(self.console()).unwrap_or_default();

@@ -180,5 +180,34 @@ fn released(world: &World) -> Result<()> {
                 pgrep -a testapp; cat /var/lib/bulkhead/volumes/tenant/data/notes";
     let left = world.on_node("stage-1", &["sh", "-c", left])?;
     ensure!(left.trim() == "active\nprecious", "{left}");
+    in_the_local_fleet(world)
+}
+
+/// One that was released is shown as that among the local nodes, and keeps none of the others from anything.
+fn in_the_local_fleet(world: &World) -> Result<()> {
+    let fleet = world.fleet();
+    let local = |words: &[&str]| world.run(&fleet, &[&["local"][..], words].concat());
+    let is_entered =
+        || Ok::<_, anyhow::Error>(fs::read_to_string(fleet.join("fleet.toml"))?.contains("[nodes.stage-1]"));
+    local(&["ls"])?.expect(0)?.says("released")?;
+    let json = local(&["ls", "-o", "json"])?.expect(0)?.json()?;
+    let states: Vec<_> = json["nodes"].as_array().context("none")?.iter().map(|node| &node["released"]).collect();
+    ensure!(states == [&json!(false), &json!(true)], "{json}");
+    let up = ["up", "--nodes", "stage-1=staging,prod-1=production"];
+    local(&up)?.expect(0)?.says("stage-1 was released and stays a stock machine")?;
+    ensure!(!is_entered()?, "it is in fleet.toml again");
+    world.on_node("stage-1", &["test", "!", "-e", "/etc/bulkhead"])?;
+    world.kill_node("prod-1")?;
+    world.start_node("prod-1")?;
+    ensure!(!is_entered()?, "it is in fleet.toml again");
+    // Down, and not started for nothing either.
+    local(&["down", "stage-1"])?.expect(0)?;
+    local(&up)?.expect(0)?.says("released")?;
+    local(&["down", "--remove", "nobody", "--yes"])?.expect(2)?.says("prod-1, stage-1")?;
+    let ran = local(&["down", "--remove", "stage-1", "--yes"])?.expect(0)?.says("prod-1")?;
+    ensure!(!ran.stdout.contains("stage-1"), "{ran}");
+    world.run(&fleet, &["ps"])?.expect(0)?;
+    let ran = local(&up)?.expect(0)?;
+    ensure!(is_entered()? && !ran.stdout.contains("released"), "{ran}");
     Ok(())
 }

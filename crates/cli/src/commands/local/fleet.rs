@@ -46,11 +46,10 @@ fn open(files: &FleetFiles) -> Result<Local> {
 
 fn local_error(error: &LocalError) -> Error {
     let kind = match error {
+        LocalError::UnknownNode { .. } | LocalError::TwiceNamed { .. } => Kind::Usage,
         LocalError::NotRoot
         | LocalError::MissingTools(_)
         | LocalError::NoAgent { .. }
-        | LocalError::UnknownNode { .. }
-        | LocalError::TwiceNamed { .. }
         | LocalError::OtherFleet { .. }
         | LocalError::OtherEnvironment { .. }
         | LocalError::Overlay { .. }
@@ -66,7 +65,9 @@ fn local_error(error: &LocalError) -> Error {
         }
         LocalError::NoAgent { .. } => folded.hint("name the binary in BULKHEAD_AGENT"),
         LocalError::Overlay { .. } => folded.hint("name a directory on another file system in BULKHEAD_LOCAL"),
-        LocalError::OtherEnvironment { .. } => folded.hint("`bulkhead local down --remove` deletes all local nodes"),
+        LocalError::OtherEnvironment { name, .. } => {
+            folded.hint(format!("`bulkhead local down --remove {name}` deletes it, to make it anew"))
+        }
         _ => folded,
     }
 }
@@ -120,6 +121,13 @@ pub(super) async fn up(context: &Context, args: &LocalUpArgs) -> Result<()> {
     .await?;
     context.ui.clear();
     enter(&files, &nodes)?;
+    for node in nodes.iter().filter(|node| node.host_key.is_none()) {
+        let name = &node.name;
+        context.ui.note(&format!(
+            "{name} was released and stays a stock machine; to make it a node anew: \
+             `bulkhead local down --remove {name}`, then `bulkhead local up`"
+        ));
+    }
     show(context, &nodes)
 }
 
@@ -145,13 +153,25 @@ pub(super) async fn down(context: &Context, args: &LocalDownArgs) -> Result<()> 
     let files = FleetFiles::load(&context.places)?;
     if args.remove {
         context.ui.must_be_able_to_ask(args.yes)?;
-        let question = format!("Delete all local nodes of {} with their data?", files.fleet.fleet);
-        context.ui.confirm(&question, args.yes).await?;
+        let which = match args.nodes.as_slice() {
+            [] => format!("all local nodes of {}", files.fleet.fleet),
+            some => some.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", "),
+        };
+        context.ui.confirm(&format!("Delete {which} with all data?"), args.yes).await?;
         context.ui.progress("deleting local nodes");
-        let for_work = files.clone();
-        blocking(move || open(&for_work)?.destroy().map_err(|error| local_error(&error))).await?;
-        take_out(&files)?;
-        return show(context, &[]);
+        let (for_work, names) = (files.clone(), args.nodes.clone());
+        let left = blocking(move || {
+            let local = open(&for_work)?;
+            let done = if names.is_empty() {
+                local.destroy().map(|()| vec![])
+            } else {
+                local.remove(&names).and_then(|()| local.ls())
+            };
+            done.map_err(|error| local_error(&error))
+        })
+        .await?;
+        take_out(&files, &args.nodes)?;
+        return show(context, &left);
     }
     context.ui.progress("stopping local nodes");
     let names = args.nodes.clone();
@@ -209,6 +229,7 @@ fn show(context: &Context, nodes: &[LocalNode]) -> Result<()> {
                 environment: node.environment.to_string(),
                 address: node.address.to_string(),
                 running: node.leader.is_some(),
+                released: node.host_key.is_none(),
                 pid: node.leader,
                 machine: node.machine.clone(),
                 root: node.root.display().to_string(),
@@ -228,7 +249,12 @@ fn render(report: &LocalReport, paint: Paint) -> String {
             node.node.clone(),
             node.environment.clone(),
             node.address.clone(),
-            if node.running { "running" } else { "stopped" }.into(),
+            match (node.released, node.running) {
+                (true, _) => "released",
+                (false, true) => "running",
+                (false, false) => "stopped",
+            }
+            .into(),
             node.pid.map(|pid| pid.to_string()).unwrap_or_default(),
             node.root.clone(),
         ]);
@@ -240,12 +266,13 @@ fn render(report: &LocalReport, paint: Paint) -> String {
 
 fn enter(files: &FleetFiles, nodes: &[LocalNode]) -> Result<()> {
     inventory::edit(files, |document| {
-        for node in nodes {
+        // One that was released was taken out, and is none of the fleet's any more.
+        for node in nodes.iter().filter(|node| node.host_key.is_some()) {
             let entry = FleetNode {
                 environment: node.environment.clone(),
                 address: node.address.to_string(),
                 port: None,
-                host_key: Some(node.host_key.clone()),
+                host_key: node.host_key.clone(),
                 provider: Some(PROVIDER.to_owned()),
             };
             inventory::set(document, &node.name, &entry);
@@ -253,7 +280,8 @@ fn enter(files: &FleetFiles, nodes: &[LocalNode]) -> Result<()> {
     })
 }
 
-fn take_out(files: &FleetFiles) -> Result<()> {
+/// Takes these local nodes out; all of them where none is named.
+fn take_out(files: &FleetFiles, names: &[NodeName]) -> Result<()> {
     inventory::edit(files, |document| {
         if let Some(nodes) = document.get_mut("nodes").and_then(Item::as_table_like_mut) {
             let local: Vec<String> = nodes
@@ -263,6 +291,7 @@ fn take_out(files: &FleetFiles) -> Result<()> {
                     provider.and_then(Item::as_str) == Some(PROVIDER)
                 })
                 .map(|(name, _)| name.to_owned())
+                .filter(|name| names.is_empty() || names.iter().any(|wanted| wanted.as_str() == name))
                 .collect();
             for name in local {
                 nodes.remove(&name);
@@ -280,7 +309,7 @@ mod tests {
             name: name.parse().unwrap(),
             environment: "staging".parse().unwrap(),
             address: address.parse().unwrap(),
-            host_key: "ssh-ed25519 AAAA".into(),
+            host_key: Some("ssh-ed25519 AAAA".into()),
             machine: "m".into(),
             leader: None,
             root: "/r".into(),
@@ -301,7 +330,15 @@ mod tests {
         assert_eq!(files.fleet.nodes.len(), 2);
         assert!(refuse_others_name(&files, &"prod-1".parse().unwrap()).is_err());
         assert!(refuse_others_name(&files, &"stage-1".parse().unwrap()).is_ok());
-        take_out(&files).unwrap();
+        // One that was released is not entered again.
+        enter(&files, &[LocalNode { host_key: None, ..node("stage-2", "10.86.1.4") }]).unwrap();
+        assert_eq!(FleetFiles::read(directory.path().to_owned()).unwrap().fleet.nodes.len(), 2);
+        take_out(&files, &["stage-9".parse().unwrap()]).unwrap();
+        assert_eq!(FleetFiles::read(directory.path().to_owned()).unwrap().fleet.nodes.len(), 2);
+        take_out(&files, &["stage-1".parse().unwrap()]).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
+        enter(&files, &[node("stage-1", "10.86.1.2")]).unwrap();
+        take_out(&files, &[]).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
     }
 }
