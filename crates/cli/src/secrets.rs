@@ -9,17 +9,19 @@
 //! and the values go with it.
 
 use crate::{
+    Context,
     error::{Error, Kind, Result},
     ledger::Ledger,
     session::Session,
-    workspace::{read_if_present, shown, write_json},
+    workspace::{MANIFEST, read_if_present, shown, write_json},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bulkhead_core::{
-    AppName, EnvironmentName, NodeName, SecretDigest, SecretName, fleet::FleetNode, order::ServiceSpec, policy::Policy,
+    AppName, EnvironmentName, FleetName, NodeName, SecretDigest, SecretName, fleet::FleetNode, name::nearest,
+    order::ServiceSpec, policy::Policy,
 };
 use bulkhead_trust::sealing::{Purpose, seal};
-use bulkhead_wire::SECRETS_MAX_BYTES;
+use bulkhead_wire::{NodeStatus, SECRETS_MAX_BYTES};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -145,41 +147,111 @@ pub fn digests(sealed: &BTreeMap<SecretName, String>) -> BTreeMap<SecretName, Se
     sealed.iter().filter_map(|(name, value)| Some((name.clone(), digest(value).ok()?))).collect()
 }
 
-/// Seals a value to nodes. Where the policy lists no node's keys, those that this machine does not know are asked.
+/// Whom a value is sealed to.
+#[derive(Debug)]
+pub struct Recipients {
+    /// Each node's sealing key.
+    keys: BTreeMap<NodeName, String>,
+    /// Of these, those whose keys the policy does not list: they are taken as seen first.
+    pub first_seen: Vec<NodeName>,
+    /// What nodes that answered say of themselves.
+    pub statuses: Vec<NodeStatus>,
+}
+
+/// The keys of nodes: the policy's, or else those that were seen first. Nodes are asked which they have: one that was
+/// made anew has another than the policy lists, cannot open what is sealed to that, and would refuse the next order.
 ///
 /// # Errors
-/// The policy lists others and not this node, its key cannot be had, or the value is too long.
-pub async fn seal_to(
+/// The policy lists others and not this node, its key cannot be had, or it is not the node's any more.
+pub async fn recipients(
+    context: &Context,
     session: &Session,
+    environment: &EnvironmentName,
+    nodes: &[(NodeName, FleetNode)],
+) -> Result<Recipients> {
+    let (fleet, policy) = (&session.files.fleet.fleet, &session.policy.policy);
+    for (node, _) in nodes {
+        check_listed(policy, environment, node)?;
+    }
+    let mut to = Recipients { keys: BTreeMap::new(), first_seen: vec![], statuses: vec![] };
+    let (mut other, mut silent) = (Vec::new(), Vec::new());
+    for (answer, (node, known)) in session.statuses(nodes).await?.into_iter().zip(nodes) {
+        let ledger = Ledger::of(fleet, node, known)?;
+        let kept = ledger.sealing_key(policy)?;
+        let status = match (answer.result, &kept) {
+            (Ok(status), _) => status,
+            // It is sealed to all the same: whoever sets a secret need not be let in to nodes.
+            (Err(_), Some(key)) => {
+                silent.push(node.clone());
+                to.keys.insert(node.clone(), key.clone());
+                continue;
+            }
+            (Err(error), None) => return Err(error),
+        };
+        let shown = status.keys.as_ref().map(|keys| keys.sealing.clone());
+        let key = match (kept, shown) {
+            (Some(kept), Some(shown)) if kept != shown => {
+                other.push(node.clone());
+                continue;
+            }
+            (Some(kept), _) => kept,
+            (None, Some(shown)) => {
+                ledger.keep_sealing_key(&shown)?;
+                to.first_seen.push(node.clone());
+                shown
+            }
+            (None, None) => {
+                return Err(Error::new(Kind::Node, format!("{node} has no sealing key"))
+                    .hint("install the node again, which makes one"));
+            }
+        };
+        to.keys.insert(node.clone(), key);
+        to.statuses.push(status);
+    }
+    if !other.is_empty() {
+        return Err(made_anew(policy, environment, &other));
+    }
+    if !silent.is_empty() {
+        let what = "not asked whether the key that is sealed to is still its own";
+        context.ui.note(&format!("{}: {what}, for it did not answer", joined(&silent)));
+    }
+    Ok(to)
+}
+
+fn made_anew(policy: &Policy, environment: &EnvironmentName, nodes: &[NodeName]) -> Error {
+    let by = if nodes.iter().any(|node| policy.nodes.contains_key(node)) {
+        "the policy lists"
+    } else {
+        "this machine saw before"
+    };
+    let message = format!(
+        "{} has another sealing key than {by}: it was made anew since, or is not what it was; nothing was sealed",
+        joined(nodes)
+    );
+    Error::configuration(message)
+        .hint(format!("if it was made anew: `bulkhead policy nodes -e {environment}`, then this command again"))
+        .hint("what was sealed to it before must be set again too: `bulkhead secret ls` shows what there is")
+}
+
+/// Names, as a sentence has them.
+pub fn joined(nodes: &[NodeName]) -> String {
+    nodes.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// Seals a value to nodes.
+///
+/// # Errors
+/// A key is none, or the value is too long.
+pub fn seal_to(
+    fleet: &FleetName,
     environment: &EnvironmentName,
     app: &AppName,
     name: &SecretName,
-    nodes: &[(NodeName, FleetNode)],
+    recipients: &Recipients,
     value: &[u8],
-) -> Result<(Sealed, Vec<NodeName>)> {
-    let fleet = &session.files.fleet.fleet;
-    let mut keys: BTreeMap<NodeName, String> = BTreeMap::new();
-    let mut unknown = Vec::new();
-    for (node, known) in nodes {
-        check_listed(&session.policy.policy, environment, node)?;
-        match Ledger::of(fleet, node, known)?.sealing_key(&session.policy.policy)? {
-            Some(key) => drop(keys.insert(node.clone(), key)),
-            None => unknown.push((node.clone(), known.clone())),
-        }
-    }
-    let mut first = Vec::new();
-    for answer in session.statuses(&unknown).await? {
-        let status = answer.result?;
-        let Some((node, known)) = unknown.iter().find(|(node, _)| *node == answer.node) else { continue };
-        let shown = status.keys.ok_or_else(|| {
-            Error::new(Kind::Node, format!("{node} has no sealing key")).hint("install the node again, which makes one")
-        })?;
-        Ledger::of(fleet, node, known)?.keep_sealing_key(&shown.sealing)?;
-        first.push(node.clone());
-        keys.insert(node.clone(), shown.sealing);
-    }
+) -> Result<Sealed> {
     let mut sealed = Sealed::new();
-    for (node, key) in &keys {
+    for (node, key) in &recipients.keys {
         let mut seed = Zeroizing::new([0; 32]);
         getrandom::fill(seed.as_mut())
             .map_err(|error| Error::during(Kind::Internal, "the system gives no random numbers", &error))?;
@@ -188,7 +260,40 @@ pub async fn seal_to(
             .map_err(|error| Error::during(Kind::Configuration, format!("cannot seal to {node}"), &error))?;
         sealed.insert(node.clone(), STANDARD.encode(bytes));
     }
-    Ok((sealed, first))
+    Ok(sealed)
+}
+
+/// What is to be said where nobody reads a secret of this name: `None` where somebody does. `services` are those that
+/// the app's manifest has, or what runs of it; `None` where neither is known.
+#[must_use]
+pub fn unread(
+    app: &AppName,
+    name: &SecretName,
+    environment: &EnvironmentName,
+    manifest: Option<&AppName>,
+    services: Option<&[ServiceSpec]>,
+) -> Option<String> {
+    let Some(services) = services else {
+        let why = match manifest {
+            Some(other) => format!("the {MANIFEST} here is of `{other}`"),
+            None => format!("no {MANIFEST} is here"),
+        };
+        return Some(format!(
+            "nothing known here or to the nodes that answered has an app `{app}` ({why}): look whether that is its name"
+        ));
+    };
+    let known = names(services);
+    if known.contains(name) {
+        return None;
+    }
+    let whose = if manifest == Some(app) { format!("the {MANIFEST} here") } else { format!("what runs of {app}") };
+    let known: Vec<&str> = known.into_iter().map(SecretName::as_str).collect();
+    let there = match (nearest(name.as_str(), known.iter().copied()), known.as_slice()) {
+        (Some(near), _) => format!("did you mean `{near}`?"),
+        (None, []) => "its services have none".into(),
+        (None, known) => format!("there are {}", known.join(", ")),
+    };
+    Some(format!("no service has a secret `{name}` in {environment} by {whose}: {there}"))
 }
 
 #[cfg(test)]
@@ -251,5 +356,41 @@ mod tests {
         let services = none.services_in(&environment);
         let listed = policy(&["n1"]);
         assert!(for_order(folder.path(), &listed, &environment, &app, &services, &nodes).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_secret_that_nobody_reads_is_noticed() {
+        let (environment, app): (EnvironmentName, AppName) = ("staging".parse().unwrap(), "notes".parse().unwrap());
+        let other: AppName = "other".parse().unwrap();
+        let services = |secrets: &str| {
+            let text = format!("app = \"notes\"\n[services.web]\ncommand = [\"x\"]\nsecrets = [{secrets}]\n");
+            Manifest::parse(&text).unwrap().services_in(&environment)
+        };
+        let (with, without) = (services("\"TOKEN\", \"KEY_OF_MAIL\""), services(""));
+        let said = |name: &str, manifest: Option<&AppName>, services: Option<&[ServiceSpec]>| {
+            unread(&app, &name.parse().unwrap(), &environment, manifest, services).unwrap_or_default()
+        };
+        assert_eq!(said("TOKEN", Some(&app), Some(&with)), "");
+        assert_eq!(said("TOKEN", None, Some(&with)), "");
+        for (name, manifest, services, words) in [
+            ("TOKEM", Some(&app), Some(&with[..]), "by the bulkhead.toml here: did you mean `TOKEN`?"),
+            ("ELSE", Some(&app), Some(&with[..]), "there are KEY_OF_MAIL, TOKEN"),
+            ("TOKEN", Some(&app), Some(&without[..]), "its services have none"),
+            ("ELSE", None, Some(&with[..]), "by what runs of notes: there are"),
+            ("TOKEN", Some(&other), None, "has an app `notes` (the bulkhead.toml here is of `other`)"),
+            ("TOKEN", None, None, "(no bulkhead.toml is here)"),
+        ] {
+            let said = said(name, manifest, services);
+            assert!(said.contains(words), "{said}");
+        }
+    }
+
+    #[test]
+    fn who_was_made_anew_is_said_with_what_to_do() {
+        let (environment, node) = ("staging".parse().unwrap(), "n1".parse().unwrap());
+        let error = made_anew(&policy(&["n1"]), &environment, &[node]);
+        assert_eq!(error.kind, Kind::Configuration);
+        assert!(error.message.starts_with("n1 has another sealing key than the policy lists"), "{error:?}");
+        assert!(error.hints[0].contains("`bulkhead policy nodes -e staging`, then this command again"), "{error:?}");
     }
 }

@@ -6,12 +6,12 @@ use crate::{
     commands::rollback,
     error::{Error, Kind, Result},
     output::Paint,
-    secrets::{SECRETS, digest, file, folder, read, seal_to, write},
-    session::Session,
+    secrets::{Recipients, SECRETS, digest, file, folder, joined, read, recipients, seal_to, unread, write},
+    session::{Session, app_of},
     table::Table,
     workspace::{App, FleetFiles, MANIFEST, shown},
 };
-use bulkhead_core::{AppName, EnvironmentName, NodeName, SecretName, fleet::FleetNode};
+use bulkhead_core::{AppName, EnvironmentName, NodeName, SecretName, fleet::FleetNode, order::ServiceSpec};
 use bulkhead_trust::sealing::VALUE_MAX_BYTES;
 use clap::{Args, Subcommand};
 use schemars::JsonSchema;
@@ -66,6 +66,8 @@ struct ValueArgs {
 /// The value is asked for at the terminal, or read from standard input (without a line feed at its end). It is
 /// encrypted here, to keys that never leave the nodes, and for this app, environment and name alone: what is written
 /// to `.bulkhead/secrets` can be checked in. Services get it with the next order: `bulkhead deploy`, or `secret rotate`.
+/// The nodes are asked whether the keys are still theirs: one that was made anew has others, and nothing is sealed
+/// until the policy lists them (`bulkhead policy nodes`).
 #[derive(Debug, Args)]
 struct SetArgs {
     #[command(flatten)]
@@ -129,6 +131,9 @@ pub struct SecretReport {
     pub nodes: Vec<NodeName>,
     /// Of these, those whose keys the policy does not list: they were taken as seen first.
     pub first_seen: Vec<NodeName>,
+    /// What is to be looked at: the app or the name stands nowhere that is known here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
     /// Where the sealed values lie.
     pub file: String,
 }
@@ -195,9 +200,17 @@ pub async fn run(context: &Context, args: &SecretArgs) -> Result<()> {
 async fn set(context: &Context, args: &ValueArgs) -> Result<SecretReport> {
     let session = Session::open(context)?;
     let environment = &args.environment.environment;
-    let nodes = nodes_of(context, &session.files, environment, &args.app)?;
+    let local = local_app(context)?;
+    let nodes = nodes_of(local.as_ref(), &session.files, environment, &args.app)?;
+    // Before the value is asked for: it would be for nothing.
+    let recipients = recipients(context, &session, environment, &nodes).await?;
+    let unread = look_for_readers(args, local.as_ref(), &recipients);
+    if let Some(warning) = &unread {
+        context.ui.note(&format!("warning: {warning}"));
+    }
     let value = value(context, args).await?;
-    let (sealed, first_seen) = seal_to(&session, environment, &args.app, &args.name, &nodes, &value).await?;
+    let fleet = &session.files.fleet.fleet;
+    let sealed = seal_to(fleet, environment, &args.app, &args.name, &recipients, &value)?;
     let path = file(&session.files.directory, environment, &args.app, &args.name);
     write(&path, &sealed)?;
     Ok(SecretReport {
@@ -205,25 +218,48 @@ async fn set(context: &Context, args: &ValueArgs) -> Result<SecretReport> {
         environment: environment.clone(),
         name: args.name.clone(),
         nodes: sealed.into_keys().collect(),
-        first_seen,
+        first_seen: recipients.first_seen,
+        warning: unread,
         file: shown(&path).to_string(),
     })
 }
 
+/// The manifest that is here, if one is.
+fn local_app(context: &Context) -> Result<Option<App>> {
+    let path = context.places.manifest.clone().unwrap_or_else(|| MANIFEST.into());
+    if matches!(path.try_exists(), Ok(false)) {
+        return Ok(None);
+    }
+    // One that is here and wrong may be what says which nodes.
+    App::load(&context.places).map(Some)
+}
+
 /// The nodes that run the app: those that its manifest names, where that is here, else all of the environment.
 fn nodes_of(
-    context: &Context,
+    local: Option<&App>,
     files: &FleetFiles,
     environment: &EnvironmentName,
     app: &AppName,
 ) -> Result<Vec<(NodeName, FleetNode)>> {
-    let path = context.places.manifest.clone().unwrap_or_else(|| MANIFEST.into());
-    if matches!(path.try_exists(), Ok(false)) {
-        return files.nodes_in(environment);
+    match local {
+        Some(local) if local.manifest.app == *app => local.nodes_in(files, environment),
+        _ => files.nodes_in(environment),
     }
-    // One that is here and wrong may be what says which nodes.
-    let local = App::load(&context.places)?;
-    if local.manifest.app == *app { local.nodes_in(files, environment) } else { files.nodes_in(environment) }
+}
+
+/// What is to be said where neither the manifest that is here nor what runs on nodes has such a secret.
+fn look_for_readers(args: &ValueArgs, local: Option<&App>, recipients: &Recipients) -> Option<String> {
+    let environment = &args.environment.environment;
+    let manifest = local.map(|local| &local.manifest.app);
+    let services: Option<Vec<ServiceSpec>> = match local {
+        Some(local) if local.manifest.app == args.app => Some(local.manifest.services_in(environment)),
+        _ => {
+            let apps = recipients.statuses.iter().filter_map(|status| app_of(status, &args.app));
+            let live: Vec<_> = apps.filter_map(|app| app.live.as_ref()).collect();
+            (!live.is_empty()).then(|| live.into_iter().flat_map(|live| live.services.clone()).collect())
+        }
+    };
+    unread(&args.app, &args.name, environment, manifest, services.as_deref())
 }
 
 async fn value(context: &Context, args: &ValueArgs) -> Result<Zeroizing<Vec<u8>>> {
@@ -343,13 +379,10 @@ async fn remove(context: &Context, args: &RmArgs) -> Result<()> {
         name: args.name.clone(),
         nodes: vec![],
         first_seen: vec![],
+        warning: None,
         file: shown(&path).to_string(),
     };
     context.ui.result(&report, |report, _| format!("removed {}\n", report.file))
-}
-
-fn joined(nodes: &[NodeName]) -> String {
-    nodes.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ")
 }
 
 fn render_set(report: &SecretReport, _: Paint) -> String {

@@ -79,7 +79,8 @@ fn life(world: &World) -> Result<()> {
     let more = format!("{WEB}\nsecrets = [\"TOKEN\"]");
     let app = world.app("keeping", SERVE, &more)?;
     app.deploy("staging", 3)?.says("secret `TOKEN` of keeping has no value in staging")?;
-    set(&app, "set", "staging", FIRST, 0)?.says("sealed to stage-1")?.says("taken as seen first")?;
+    let ran = set(&app, "set", "staging", FIRST, 0)?.says("sealed to stage-1")?.says("taken as seen first")?;
+    ensure!(!ran.stderr.contains("warning"), "{ran}");
     let sealed = world.fleet().join(".bulkhead/secrets/staging/keeping/TOKEN.json");
     ensure!(sealed.is_file(), "no sealed value is kept");
     app.deploy("staging", 0)?;
@@ -225,6 +226,39 @@ fn life(world: &World) -> Result<()> {
     app.deploy("production", 0)?;
     reads(&app, "prod-1", PRODUCTION)?;
     app.run(&["policy", "nodes", "--yes"])?.expect(0)?.says("lists these keys already")?;
+
+    // One that was made anew has other keys than the policy lists: nothing is sealed that it could not open.
+    let seed = "/var/lib/bulkhead/keys/sealing";
+    world.on_node("prod-1", &["sh", "-c", &format!("tr -dc 0-9a-f </dev/urandom | head -c 64 > {seed}")])?;
+    let file = world.fleet().join(".bulkhead/secrets/production/keeping/TOKEN.json");
+    let before = fs::read(&file)?;
+    let anew = "prod-1 has another sealing key than the policy lists";
+    for verb in ["set", "rotate"] {
+        set(&app, verb, "production", SECOND, 3)?.says(anew)?.says("bulkhead policy nodes -e production")?;
+        ensure!(fs::read(&file)? == before, "it was sealed all the same");
+    }
+    app.run(&["restart", "-e", "production", "keeping", "--yes"])?.expect(0)?;
+    app.write("version.txt", "3")?;
+    app.deploy("production", 5)?.says("rule: secret")?.says("if the node was made anew")?;
+    app.run(&["policy", "nodes", "--yes"])?.expect(0)?.says("version 3 → 4")?;
+    set(&app, "set", "production", PRODUCTION, 0)?;
+    app.deploy("production", 0)?;
+    reads(&app, "prod-1", PRODUCTION)?;
+    // One that is away is sealed to as the policy says.
+    world.kill_node("prod-1")?;
+    set(&app, "set", "production", PRODUCTION, 0)?.says("for it did not answer")?;
+    world.start_node("prod-1")?;
+
+    // A name that nobody reads, or an app that nobody knows, is taken with a warning.
+    let from = |folder: &Path, words: &[&str]| {
+        let all = [&["secret", "set", "-e", "staging", "--command", "echo x"][..], words].concat();
+        world.run(folder, &all)?.expect(0)
+    };
+    from(&app.folder, &["keeping", "TOKEM"])?.says("did you mean `TOKEN`?")?;
+    from(&app.folder, &["kepping", "TOKEN"])?.says("has an app `kepping` (the bulkhead.toml here is of `keeping`)")?;
+    from(&world.fleet(), &["keeping", "TOKEM"])?.says("by what runs of keeping: did you mean `TOKEN`?")?;
+    let ran = from(&world.fleet(), &["keeping", "TOKEN"])?;
+    ensure!(!ran.stderr.contains("warning"), "{ran}");
 
     app.run(&["secret", "rm", "keeping", "TOKEN", "-e", "staging", "--yes"])?.expect(0)?;
     app.deploy("staging", 3).map(drop)
