@@ -16,7 +16,10 @@ use bulkhead_core::{
     fleet::FleetNode,
     order::{Action, Order, Rights, Target as Position, Tool},
 };
-use bulkhead_fleet::push::{Early, Papers, Progress, Push, push_over};
+use bulkhead_fleet::{
+    push::{Early, Papers, Progress, Push, push_over},
+    sign::Signer,
+};
 use bulkhead_wire::{Look, StepKind, ToolEnd, View};
 use clap::Args;
 use schemars::JsonSchema;
@@ -140,8 +143,15 @@ pub async fn run(context: &Context, args: &LookArgs) -> Result<()> {
     let session = Session::open(context)?;
     let environment = session.files.environment_or_only(args.environment.environment.as_ref())?;
     let nodes = session.files.nodes_in(&environment)?;
+    // Whoever may not look need not wait for a tool image to be built.
+    let signers = match views {
+        None => Some(session.signers(&environment, Purpose::Look).await?),
+        Some(_) => None,
+    };
     let (name, node) = running_on(context, &session, &nodes, &args.target, args.node.as_ref()).await?;
-    let Some(views) = views else { return run_tool(context, args, &session, name, node).await };
+    let Some(views) = views else {
+        return run_tool(context, args, &session, signers.unwrap_or_default(), name, node).await;
+    };
     // Whoever sees files must be let at them; the rest is for whoever may observe.
     let sees_files = views.iter().any(|(_, view)| matches!(view, View::Files { .. } | View::OpenFiles));
     let who = if sees_files { As::Operator } else { As::Observer };
@@ -169,6 +179,7 @@ async fn run_tool(
     context: &Context,
     args: &LookArgs,
     session: &Session,
+    signers: Vec<Signer>,
     name: NodeName,
     node: FleetNode,
 ) -> Result<()> {
@@ -176,9 +187,7 @@ async fn run_tool(
     let nodes = [(name.clone(), node)];
     let early: Early = session.begin(&nodes)?;
     let environment = nodes[0].1.environment.clone();
-    let (built, signers) =
-        tokio::join!(build_tools(context, &session.files), session.signers(&environment, Purpose::Look));
-    let (built, signers) = (built?, signers?);
+    let built = build_tools(context, &session.files).await?;
     note_build(context, &built);
     if built.report.lock_changed {
         context.ui.note("tools.lock was written beside fleet.toml: check it in");
