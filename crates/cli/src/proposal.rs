@@ -20,7 +20,7 @@ use crate::{
     },
 };
 use bulkhead_core::{
-    NodeName, SignedText,
+    NodeName, PersonName, SignedText,
     fleet::FleetNode,
     policy::{NAMESPACE, Policy, Role, Root},
 };
@@ -74,10 +74,29 @@ pub fn name_of(policy: &Policy, openssh: &str) -> String {
     let Ok(key) = PublicKey::parse(openssh) else { return "a key that cannot be read".into() };
     let is_same = |other: &str| PublicKey::parse(other).is_ok_and(|other| other == key);
     let holder = policy.keys.iter().find(|(_, other)| is_same(&other.key));
-    match holder {
-        Some((name, _)) => format!("{name} ({})", key.fingerprint()),
-        None => key.fingerprint(),
+    match (holder, note_of(openssh)) {
+        (Some((name, _)), _) => format!("{name} ({})", key.fingerprint()),
+        // Its owner's own word, and no name that the policy gives.
+        (None, Some(note)) => format!("{} noted as `{note}`", key.fingerprint()),
+        (None, None) => key.fingerprint(),
     }
+}
+
+/// What is written after a key, if it is one word that can be a person's name.
+#[must_use]
+pub fn note_of(openssh: &str) -> Option<PersonName> {
+    let mut words = openssh.split_whitespace().skip(2);
+    let note = words.next()?.parse().ok()?;
+    words.next().is_none().then_some(note)
+}
+
+/// A signer as a node names it: the holder's name, or of a root key the fingerprint, to which what is known of it is
+/// added.
+#[must_use]
+pub fn signer_name(policy: &Policy, signer: &str) -> String {
+    let mut all = policy.keys.values().map(|key| &key.key).chain(&policy.root.keys);
+    let is_it = |key: &&String| PublicKey::parse(key).is_ok_and(|key| key.fingerprint() == signer);
+    all.find(is_it).map_or_else(|| signer.to_owned(), |key| name_of(policy, key))
 }
 
 /// The proposal in the fleet's folder. One whose version is not the one after the policy in force is none: it is left

@@ -6,6 +6,7 @@ use crate::{
     error::{Error, ErrorBody, Kind, Result},
     ledger::{KnownBy, Ledger},
     output::{Paint, printable},
+    proposal::signer_name,
     session::{Answer, As, Session, summary},
     table::Table,
     workspace::{read_if_present, shown, write_durably, write_json},
@@ -185,7 +186,8 @@ pub async fn run(context: &Context, args: &AuditArgs) -> Result<()> {
     // That a log cannot be believed is worse than that one is not known.
     let error = if errors.is_empty() { summary(&away, nodes.len()) } else { Some(folded(errors)) };
     report.error = error.as_ref().map(|error| error.report().error);
-    context.ui.result(&report, render)?;
+    let name = |signer: &String| signer_name(&session.policy.policy, signer);
+    context.ui.result(&report, |report, paint| render(report, &name, paint))?;
     match error {
         None => Ok(()),
         Some(mut error) => {
@@ -196,16 +198,11 @@ pub async fn run(context: &Context, args: &AuditArgs) -> Result<()> {
 }
 
 fn chosen(session: &Session, args: &AuditArgs) -> Result<Vec<(NodeName, FleetNode)>> {
-    let mut nodes = session.files.nodes(args.environment.environment.as_ref())?;
-    if let Some(wanted) = &args.node {
-        nodes.retain(|(name, _)| name == wanted);
-        if nodes.is_empty() {
-            let known: Vec<&str> = session.files.fleet.nodes.keys().map(NodeName::as_str).collect();
-            return Err(Error::usage(format!("there is no node `{wanted}` here"))
-                .hint(format!("there are {}", known.join(", "))));
-        }
+    let nodes = session.files.nodes(args.environment.environment.as_ref())?;
+    match &args.node {
+        Some(wanted) => Ok(vec![session.files.named(&nodes, wanted)?]),
+        None => Ok(nodes),
     }
-    Ok(nodes)
 }
 
 fn word(by: KnownBy) -> &'static str {
@@ -318,7 +315,8 @@ fn folded(mut errors: Vec<Error>) -> Error {
     first
 }
 
-fn render(report: &AuditReport, paint: Paint) -> String {
+/// Nodes name root keys by fingerprints alone; `name` says whose they are.
+fn render(report: &AuditReport, name: &dyn Fn(&String) -> String, paint: Paint) -> String {
     let mut out = String::new();
     let mut table = Table::new(&["TIME", "NODE", ">#", "EVENT", "APP", ">ORDER", "SIGNED BY", "BROUGHT BY", "WHAT"]);
     for entry in &report.entries {
@@ -335,7 +333,7 @@ fn render(report: &AuditReport, paint: Paint) -> String {
             entry.event.clone(),
             entry.app.clone().unwrap_or_default(),
             order,
-            entry.signers.join(", "),
+            entry.signers.iter().map(name).collect::<Vec<_>>().join(", "),
             entry.courier.clone().unwrap_or_default(),
             what,
         ]);
@@ -394,7 +392,7 @@ mod tests {
         let error = Error::new(Kind::Refused, "n2: line 3 \u{7}").report().error;
         let bad = NodeAudit { node: "n2".parse().unwrap(), entries: None, key: None, error: Some(error), ..node_of() };
         let report = AuditReport { nodes: vec![node, bad], entries: vec![entry], error: None };
-        insta::assert_snapshot!(render(&report, Paint { colour: false }));
+        insta::assert_snapshot!(render(&report, &|signer| signer.clone(), Paint { colour: false }));
     }
 
     fn node_of() -> NodeAudit {

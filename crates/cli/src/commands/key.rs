@@ -4,6 +4,7 @@ use crate::{
     Context,
     commands::policy::{GoArgs, go_on},
     error::{Error, Kind, Result},
+    proposal::name_of,
     workspace::{FleetFiles, read_text},
 };
 use bulkhead_core::{
@@ -70,14 +71,16 @@ pub struct RotateArgs {
     go: GoArgs,
 }
 
-/// Takes a holder's key out of the policy: it signs nothing any more, and its connections end
+/// Takes a key out of the policy: it signs nothing any more, and its connections end
 ///
 /// What it signed before goes on running. `bulkhead revoke` keeps that from starting again.
+/// A root key may stand under no name, as those of `bulkhead policy roots` do: its fingerprint
+/// names it then, as `bulkhead policy show` has it, or its public key.
 #[derive(Debug, Args)]
 pub struct RevokeArgs {
-    /// The holder's name.
-    #[arg(value_name = "NAME")]
-    pub name: PersonName,
+    /// The holder's name, or the key's fingerprint (`SHA256:…`), `.pub` file or `ssh-ed25519 AAAA…` itself.
+    #[arg(value_name = "NAME|KEY")]
+    pub key: String,
 
     #[command(flatten)]
     go: GoArgs,
@@ -114,7 +117,7 @@ pub async fn run(context: &Context, args: &KeyArgs) -> Result<()> {
             let line = public(&args.key)?;
             go_on(context, &files, &args.go, |policy| rotate(policy, &args.name, &line)).await
         }
-        KeyCommand::Revoke(args) => go_on(context, &files, &args.go, |policy| revoke(policy, &args.name)).await,
+        KeyCommand::Revoke(args) => go_on(context, &files, &args.go, |policy| revoke(policy, &args.key)).await,
     }
 }
 
@@ -170,11 +173,41 @@ fn add(policy: &mut Policy, args: &AddArgs, line: String) -> Result<()> {
 }
 
 fn holder<'a>(policy: &'a mut Policy, name: &PersonName) -> Result<&'a mut Key> {
-    let known: Vec<String> = policy.keys.keys().map(ToString::to_string).collect();
-    policy.keys.get_mut(name).ok_or_else(|| {
-        Error::configuration(format!("the policy has no key of `{name}`"))
-            .hint(format!("there are those of {}", known.join(", ")))
-    })
+    let unknown = no_key(policy, &format!("of `{name}`"));
+    policy.keys.get_mut(name).ok_or(unknown)
+}
+
+fn no_key(policy: &Policy, which: &str) -> Error {
+    let known: Vec<&str> = policy.keys.keys().map(PersonName::as_str).collect();
+    let error = Error::configuration(format!("the policy has no key {which}"))
+        .hint(format!("there are those of {}", known.join(", ")));
+    let is_named = |root: &String| policy.keys.values().any(|key| is_same(&key.key, root));
+    let nameless: Vec<String> =
+        policy.root.keys.iter().filter(|root| !is_named(root)).map(|root| name_of(policy, root)).collect();
+    if nameless.is_empty() {
+        return error;
+    }
+    error
+        .hint(format!("root keys under no name: {}; `bulkhead key revoke SHA256:…` takes one out", nameless.join(", ")))
+}
+
+/// The key that is meant, as the policy has it.
+fn found(policy: &Policy, text: &str) -> Result<String> {
+    let mut all = policy.keys.values().map(|key| &key.key).chain(&policy.root.keys);
+    if text.starts_with("SHA256:") {
+        let is_meant = |key: &&String| PublicKey::parse(key).is_ok_and(|key| key.fingerprint() == text);
+        return all.find(is_meant).cloned().ok_or_else(|| no_key(policy, &format!("with the fingerprint {text}")));
+    }
+    if let Ok(name) = text.parse::<PersonName>() {
+        let key = policy.keys.get(&name).map(|key| key.key.clone());
+        return key.ok_or_else(|| no_key(policy, &format!("of `{text}`")));
+    }
+    if PublicKey::parse(text).is_err() && !Path::new(text).is_file() {
+        return Err(no_key(policy, &format!("of `{text}`")));
+    }
+    let line = public(text)?;
+    let known = all.find(|key| is_same(key, &line)).cloned();
+    known.ok_or_else(|| no_key(policy, &format!("like that of {text}")))
 }
 
 fn rotate(policy: &mut Policy, name: &PersonName, line: &str) -> Result<()> {
@@ -189,18 +222,18 @@ fn rotate(policy: &mut Policy, name: &PersonName, line: &str) -> Result<()> {
     Ok(())
 }
 
-fn revoke(policy: &mut Policy, name: &PersonName) -> Result<()> {
-    let old = holder(policy, name)?.key.clone();
-    policy.keys.remove(name);
+fn revoke(policy: &mut Policy, text: &str) -> Result<()> {
+    let old = found(policy, text)?;
+    policy.keys.retain(|_, key| !is_same(&key.key, &old));
     policy.root.keys.retain(|root| !is_same(root, &old));
     if policy.root.keys.len() < policy.root.threshold as usize {
         return Err(Error::configuration(format!(
-            "without `{name}` there are {} root keys, and {} must sign",
+            "without `{text}` there are {} root keys, and {} must sign",
             policy.root.keys.len(),
             policy.root.threshold
         ))
         .hint("first another root key: `bulkhead key add NAME KEY --role root`")
-        .hint("or a lower threshold: `bulkhead policy edit`"));
+        .hint("or another set of them: `bulkhead policy roots THRESHOLD KEY …`"));
     }
     Ok(())
 }
@@ -230,12 +263,35 @@ mod tests {
     #[test]
     fn the_last_root_key_stays() {
         let mut policy = policy();
-        let error = revoke(&mut policy.clone(), &"ada".parse().unwrap()).unwrap_err();
+        let error = revoke(&mut policy.clone(), "ada").unwrap_err();
         assert!(error.message.contains("0 root keys, and 1 must sign"), "{error}");
-        assert!(revoke(&mut policy.clone(), &"bob".parse().unwrap()).unwrap_err().message.contains("no key of `bob`"));
+        assert!(revoke(&mut policy.clone(), "bob").unwrap_err().message.contains("no key of `bob`"));
         policy.root.keys.push(BOB.into());
-        revoke(&mut policy, &"ada".parse().unwrap()).unwrap();
+        revoke(&mut policy, "ada").unwrap();
         assert_eq!(policy.root.keys, [BOB]);
         assert!(policy.keys.is_empty());
+    }
+
+    /// `policy roots` lists keys that stand under no name.
+    #[test]
+    fn a_root_key_under_no_name_is_found_by_its_fingerprint() {
+        let mut policy = policy();
+        policy.root.keys.push(BOB.into());
+        let print = PublicKey::parse(BOB).unwrap().fingerprint();
+        let error = revoke(&mut policy.clone(), "bob").unwrap_err();
+        assert!(
+            error.hints.iter().any(|hint| hint.contains(&print) && hint.contains("key revoke SHA256:")),
+            "{error:?}"
+        );
+        for text in [print.as_str(), BOB, "SHA256:x", "ssh-ed25519 x"] {
+            let mut tried = policy.clone();
+            let known = !text.ends_with('x');
+            assert_eq!(revoke(&mut tried, text).is_ok(), known, "{text}");
+            assert_eq!(tried.root.keys.len(), if known { 1 } else { 2 });
+            assert_eq!(tried.keys.len(), 1);
+        }
+        // A holder's key is found by it too, and goes under every name and as a root key.
+        revoke(&mut policy, &PublicKey::parse(ADA).unwrap().fingerprint()).unwrap();
+        assert_eq!((policy.root.keys.as_slice(), policy.keys.len()), (&[BOB.to_owned()][..], 0));
     }
 }

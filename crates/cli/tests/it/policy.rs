@@ -52,6 +52,26 @@ fn one_person_changes_it_in_one_command() {
 }
 
 #[test]
+fn a_root_key_under_no_name_is_shown_and_taken_out() {
+    let folder = Folder::initialised();
+    folder.key("safe");
+    folder.write("box.pub", &folder.read("safe.pub").replace(" safe", " root@a-machine"));
+    for (file, shown) in [("safe.pub", " noted as `safe`"), ("box.pub", "")] {
+        says(&folder.run_with_key(&format!("policy roots 1 key.pub {file} --yes"), "key"), 0, "of 2 root key(s)");
+        let ran = folder.run("policy show");
+        let line = ran.stdout.lines().find(|line| line.contains("root key(s)")).unwrap().to_owned();
+        let print = line.split(|sign: char| sign == ' ' || sign == ',').rfind(|word| word.starts_with("SHA256:"));
+        let print = print.unwrap().to_owned();
+        assert!(line.ends_with(&format!("{print}{shown}")), "{line}");
+        says(&folder.run_with_key("key revoke safe --yes", "key"), 3, &print);
+        says(&folder.run_with_key("key revoke SHA256:else --yes", "key"), 3, "with the fingerprint SHA256:else");
+        says(&folder.run_with_key(&format!("key revoke {print} --yes"), "key"), 0, "of 1 root key(s)");
+        says(&folder.run_with_key("key revoke safe.pub --yes", "key"), 3, "no key like that of safe.pub");
+    }
+    says(&folder.run_with_key("key revoke ada --yes", "key"), 3, "bulkhead policy roots THRESHOLD KEY");
+}
+
+#[test]
 fn two_roots_pass_a_proposal_around() {
     let folder = Folder::initialised();
     folder.key("bob");
