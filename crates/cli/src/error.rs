@@ -86,14 +86,16 @@ impl Kind {
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Internal => "internal: a fault of the program or of this machine",
-            Self::Usage => "usage: the command line makes no sense, or nobody could be asked",
+            Self::Usage => {
+                "usage: the command line makes no sense, names a node that is not there, or nobody could be asked"
+            }
             Self::Configuration => "configuration: a file of yours is wrong or missing",
             Self::Unreachable => "unreachable: no connection to a node, or its host key is not the known one",
             Self::Refused => "refused: by a node or by the policy",
             Self::Unhealthy => "unhealthy: the new release did not become healthy; the old one serves",
             Self::Locked => "locked: another order of the app is being carried out",
             Self::Node => "node: a node could not, such as a full disk",
-            Self::Partial => "partly: nodes differ, or some did it and others failed",
+            Self::Partial => "partly: nodes differ, or some did it (or answered) and others did not",
             Self::Interrupted => "interrupted, or the question was answered with no",
         }
     }
@@ -235,6 +237,10 @@ impl Error {
             "drop-box" | "pack" => {
                 folded.hints.push("put the pack there again, or leave `--dropped` out: all is sent then".into());
             }
+            "secret" => folded.hints.push(
+                "if the node was made anew: `bulkhead policy nodes` lists its new keys, then `bulkhead secret set` again"
+                    .into(),
+            ),
             "locked" => folded.hints.push("`--wait 60s` waits for it".into()),
             "no-release" | "no-service" | "not-running" => folded.hints.push("`bulkhead ps` shows what runs".into()),
             _ => {}

@@ -104,6 +104,12 @@ fn commands_page() -> String {
         putln!(page, "| {} | {} |", kind.exit_code(), kind.meaning());
     }
     page.push_str(
+        "\nA command that asks several nodes, or brings them something, ends with 9 where some did it and others did\n\
+         not, whatever the reason, and with the reason's own code where none did. An order (`deploy`, `promote`,\n\
+         `rollback`, `start`, `stop`, `restart`, `rm`) leaves a node that cannot be reached as it is: where that is\n\
+         all that is wrong, the code is 4. A node that the command line names and `fleet.toml` does not have is 2.\n",
+    );
+    page.push_str(
         "\n## Environment variables\n\n\
          | variable | meaning |\n|---|---|\n\
          | `BULKHEAD_FLEET` | the folder of `fleet.toml`, as `--fleet` |\n\
@@ -379,6 +385,32 @@ mod tests {
     #[test]
     fn the_example_is_a_manifest() {
         assert!(Manifest::parse(EXAMPLE).is_ok());
+    }
+
+    /// What people are told to type stands in the help.
+    #[test]
+    fn documents_name_no_hidden_command() {
+        let top = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let mut paths: Vec<_> = ["README.md", "SECURITY.md", "CONTRIBUTING.md"].map(|name| top.join(name)).to_vec();
+        for folder in ["docs", "docs/runbooks"] {
+            let entries = std::fs::read_dir(top.join(folder)).unwrap().map(|entry| entry.unwrap().path());
+            paths.extend(entries.filter(|path| path.extension().is_some_and(|extension| extension == "md")));
+        }
+        let (mut seen, command) = (0, Cli::command());
+        for path in paths {
+            let text = std::fs::read_to_string(&path).unwrap();
+            for line in text.lines().flat_map(|line| line.split("bulkhead ").skip(1)) {
+                let mut known = &command;
+                for word in line.split(|sign: char| !sign.is_ascii_lowercase() && sign != '-') {
+                    let Some(found) = known.find_subcommand(word) else { break };
+                    // It writes these very documents.
+                    let is_shown = !found.is_hide_set() || word == "generate-docs";
+                    assert!(is_shown, "{}: `{line}` is hidden from help", path.display());
+                    (seen, known) = (seen + 1, found);
+                }
+            }
+        }
+        assert!(seen > 50, "only {seen} commands were found");
     }
 
     #[test]

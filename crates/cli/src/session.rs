@@ -539,13 +539,23 @@ pub fn those_that_answered<T>(context: &Context, answers: Vec<Answer<T>>) -> Res
 /// One error for all nodes that did not answer: of their kind where none answered, else partly.
 #[must_use]
 pub fn summary(errors: &[Error], nodes: usize) -> Option<Error> {
+    summary_of(errors, nodes, "did not answer")
+}
+
+/// Likewise for nodes that were brought something and did not take it.
+#[must_use]
+pub fn not_taken(errors: &[Error], nodes: usize) -> Option<Error> {
+    summary_of(errors, nodes, "did not take it")
+}
+
+fn summary_of(errors: &[Error], nodes: usize, what: &str) -> Option<Error> {
     let first = errors.first()?;
     if errors.len() == nodes && nodes == 1 {
         return Some(first.clone());
     }
     let same = errors.iter().all(|error| error.kind == first.kind);
     let kind = if errors.len() == nodes && same { first.kind } else { Kind::Partial };
-    let mut error = Error::new(kind, format!("{} of {nodes} nodes did not answer", errors.len()));
+    let mut error = Error::new(kind, format!("{} of {nodes} nodes {what}", errors.len()));
     for cause in errors {
         let because = if cause.causes.is_empty() { String::new() } else { format!(": {}", cause.causes.join(": ")) };
         error.causes.push(format!("{}{because}", cause.message));

@@ -431,6 +431,26 @@ impl FleetFiles {
         }
     }
 
+    /// Of these nodes the one that was named.
+    ///
+    /// # Errors
+    /// It is none of them.
+    pub fn named(&self, nodes: &[(NodeName, FleetNode)], wanted: &NodeName) -> Result<(NodeName, FleetNode)> {
+        if let Some(found) = nodes.iter().find(|(name, _)| name == wanted) {
+            return Ok(found.clone());
+        }
+        let known: Vec<&str> = nodes.iter().map(|(name, _)| name.as_str()).collect();
+        let place = shown(&self.directory.join(FLEET)).to_string();
+        Err(match self.fleet.nodes.get(wanted) {
+            Some(elsewhere) => Error::usage(format!(
+                "node `{wanted}` is in environment `{}`, which was not asked for",
+                elsewhere.environment
+            ))
+            .hint(format!("there are {}", known.join(", "))),
+            None => suggest(Error::usage(format!("{place} has no node `{wanted}`")), wanted.as_str(), &known),
+        })
+    }
+
     /// The environments that have nodes.
     #[must_use]
     pub fn environments(&self) -> Vec<EnvironmentName> {

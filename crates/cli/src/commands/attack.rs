@@ -98,10 +98,7 @@ pub async fn run(context: &Context, args: &AttackArgs) -> Result<()> {
     let session = Session::open(context)?;
     let mut nodes = session.files.nodes_in(&args.environment.environment)?;
     if let Some(wanted) = &args.node {
-        nodes.retain(|(name, _)| name == wanted);
-        if nodes.is_empty() {
-            return Err(Error::usage(format!("there is no node `{wanted}` in `{}`", args.environment.environment)));
-        }
+        nodes = vec![session.files.named(&nodes, wanted)?];
     }
     let keys = Keys::of(&session, args.touch).await?;
     let mut report =

@@ -118,8 +118,7 @@ pub(crate) async fn running_on(
     named: Option<&NodeName>,
 ) -> Result<(NodeName, FleetNode)> {
     if let Some(named) = named {
-        let known = nodes.iter().find(|(name, _)| name == named).cloned();
-        return known.ok_or_else(|| Error::configuration(format!("the environment has no node `{named}`")));
+        return session.files.named(nodes, named);
     }
     if let [only] = nodes {
         return Ok(only.clone());

@@ -7,7 +7,7 @@ use crate::{
     ledger::Ledger,
     output::{Paint, printable},
     proposal::{self, Proposal, Signed, name_of},
-    session::{Answer, As, Hand, Session, identities, now, sign_error, summary},
+    session::{Answer, As, Hand, Session, identities, not_taken, now, sign_error, summary},
     table::Table,
     workspace::{FleetFiles, POLICY, read_text},
 };
@@ -189,7 +189,7 @@ pub struct PolicyReport {
     pub version: u64,
     /// How many root keys must sign the next one.
     pub root_threshold: u32,
-    /// The root keys: holders where the policy names them, and fingerprints.
+    /// The root keys: fingerprints, with holders where the policy names them, or else what is noted beside the key.
     pub roots: Vec<String>,
     /// The other keys.
     pub keys: Vec<ShownKey>,
@@ -407,9 +407,12 @@ async fn require(context: &Context, args: &RequireArgs) -> Result<()> {
 async fn roots(context: &Context, args: &RootsArgs) -> Result<()> {
     let files = FleetFiles::load(&context.places)?;
     let lines: Vec<String> = args.keys.iter().map(|key| crate::commands::key::public(key)).collect::<Result<_>>()?;
-    // What a file says after the key is its owner's own note.
-    let bare = |line: &String| line.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
-    let keys: Vec<String> = lines.iter().map(bare).collect();
+    // What a file says after the key is its owner's own note: a name is worth keeping, a machine's is not.
+    let plain = |line: &String| {
+        let key = line.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
+        proposal::note_of(line).map_or(key.clone(), |note| format!("{key} {note}"))
+    };
+    let keys: Vec<String> = lines.iter().map(plain).collect();
     go_on(context, &files, &args.go, |policy| {
         policy.root = Root { threshold: args.threshold, keys, verify_user: args.verify_user };
         Ok(())
@@ -564,7 +567,8 @@ async fn bring_to_all(context: &Context, files: &FleetFiles) -> Result<()> {
     let session = Session::of(context, FleetFiles::read(files.directory.clone())?)?;
     let nodes = session.files.nodes(None)?;
     let answers = proposal::bring(&session, &nodes).await?;
-    let mut failed = None;
+    let asked = answers.len();
+    let mut errors = Vec::new();
     let mut brought = Vec::new();
     for Answer { node, result } in answers {
         let (result, error) = match result {
@@ -577,11 +581,11 @@ async fn bring_to_all(context: &Context, files: &FleetFiles) -> Result<()> {
             result,
             error: error.as_ref().map(|error| error.report().error),
         });
-        failed = failed.or(error);
+        errors.extend(error);
     }
     let open = proposal::load(&session.files, &session.policy.policy)?;
     context.ui.result(&report(&session.policy.policy, open.as_ref(), brought), render)?;
-    match failed {
+    match not_taken(&errors, asked) {
         None => Ok(()),
         Some(error) => Err(error.hint("once they can be reached: `bulkhead policy push`")),
     }
@@ -633,7 +637,8 @@ pub(crate) async fn bring_notice(
             async move { client.bring(paper, &document).await }
         })
         .await?;
-    let mut failed = None;
+    let asked = answers.len();
+    let mut errors = Vec::new();
     let mut brought = Vec::new();
     for Answer { node, result } in answers {
         let error = result.err();
@@ -642,14 +647,14 @@ pub(crate) async fn bring_notice(
             result: if error.is_some() { "not brought".into() } else { word.into() },
             error: error.as_ref().map(|error| error.report().error),
         });
-        failed = failed.or(error);
+        errors.extend(error);
     }
     context.ui.result(&brought, |brought, paint| {
         let mut table = Table::new(&["NODE", "RESULT"]);
         brought.iter().for_each(|node| table.row([node.node.clone(), said(node)]));
         table.render(paint)
     })?;
-    failed.map_or(Ok(()), Err)
+    not_taken(&errors, asked).map_or(Ok(()), Err)
 }
 
 fn said(node: &BroughtTo) -> String {

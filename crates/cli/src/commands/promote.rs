@@ -128,14 +128,11 @@ pub async fn run(context: &Context, args: &PromoteArgs) -> Result<()> {
 }
 
 fn from_nodes(files: &FleetFiles, args: &PromoteArgs) -> Result<Vec<(NodeName, FleetNode)>> {
-    let mut nodes = files.nodes_in(&args.from)?;
-    if let Some(wanted) = &args.node {
-        nodes.retain(|(name, _)| name == wanted);
-        if nodes.is_empty() {
-            return Err(Error::configuration(format!("`{}` has no node `{wanted}`", args.from)));
-        }
+    let nodes = files.nodes_in(&args.from)?;
+    match &args.node {
+        Some(wanted) => Ok(vec![files.named(&nodes, wanted)?]),
+        None => Ok(nodes),
     }
-    Ok(nodes)
 }
 
 /// The live release that all nodes of FROM agree on, as its order has it, its image, and the nodes that run it.

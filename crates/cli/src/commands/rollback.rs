@@ -104,8 +104,8 @@ async fn carry(context: &Context, args: &RollbackArgs, which: Which) -> Result<(
     let session = Session::open(context)?;
     let environment = &args.environment.environment;
     let nodes = session.files.nodes_in(environment)?;
-    if let Some(wanted) = args.node.as_ref().filter(|wanted| nodes.iter().all(|(name, _)| name != *wanted)) {
-        return Err(Error::configuration(format!("`{environment}` has no node `{wanted}`")));
+    if let Some(wanted) = &args.node {
+        session.files.named(&nodes, wanted)?;
     }
     let early = session.begin(&nodes)?;
     let app = args.app.clone();

@@ -74,7 +74,10 @@ pub async fn run(context: &Context, args: &StandingArgs) -> Result<()> {
     app.must_be_outside(&args.out)?;
     let files = FleetFiles::load(&context.places)?;
     let environment = &args.environment.environment;
-    app.nodes_in(&files, environment)?;
+    let nodes = app.nodes_in(&files, environment)?;
+    for wanted in &args.nodes {
+        files.named(&nodes, wanted)?;
+    }
     let session = Session::of(context, files)?;
     if !session.environment(environment)?.accepts.iter().any(|demand| demand.standing) {
         return Err(Error::configuration(format!("`{environment}` accepts no order by a standing order"))

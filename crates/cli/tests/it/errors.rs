@@ -74,6 +74,59 @@ fn environments() {
     check("manifest_names_unknown_node", "plan -e production", 3);
 }
 
+/// One rule for all commands: a node that the command line names and fleet.toml does not have is a wrong command line.
+#[test]
+fn nodes_that_are_not_there() {
+    let folder = Folder::initialised();
+    folder.write("bulkhead.toml", MANIFEST);
+    let other = "[nodes.stage-1]\nenvironment = \"staging\"\naddress = \"192.0.2.2\"\n";
+    folder.write("fleet.toml", &format!("{}{}{other}", folder.read("fleet.toml"), FLEET.split_once('\n').unwrap().1));
+    for words in [
+        "attack -e production",
+        "audit",
+        "audit -e production",
+        "look -e production notes/web --node",
+        "open -e production notes/web 8080 --node",
+        "promote production staging --yes --node",
+        "rollback -e production notes --yes --node",
+        "standing -e production --uses 1 --days 1 --yes --node",
+        "node release --yes",
+    ] {
+        for (node, says) in [("prod-2", "did you mean `prod-1`?"), ("nobody", "there are"), ("stage-1", "`staging`")] {
+            // To these any node is right.
+            if node == "stage-1" && (words == "audit" || words.starts_with("node release")) {
+                continue;
+            }
+            let ran = folder.run(&format!("{words} {node}"));
+            assert!(ran.code == 2 && ran.stderr.contains(says), "{words} {node}: {}", ran.all());
+        }
+    }
+}
+
+/// The policy says it, so no tool image need be built to find it out.
+#[test]
+fn whoever_may_not_look_waits_for_no_tools() {
+    let folder = Folder::initialised();
+    let tools = "[tools]\npackages = [\"strace\"]\n";
+    folder.write("fleet.toml", &format!("{}{}{tools}", folder.read("fleet.toml"), FLEET.split_once('\n').unwrap().1));
+    let run = |words: &str| {
+        let mut command = folder.command();
+        // Whoever builds goes here, and fails.
+        command.env("BULKHEAD_MIRROR", "http://127.0.0.1:1/").env("BULKHEAD_KEY", folder.path().join("key"));
+        folder.ran(&command.args(words.split_whitespace()).output().unwrap())
+    };
+    let key = folder.path().join("ci");
+    let made = std::process::Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(key).status();
+    assert!(made.unwrap().success());
+    let require = "policy require -e production green+release --green-key ci.pub --yes --only-propose";
+    assert_eq!(run(require).code, 0);
+    // Its only node is away.
+    assert_eq!(run("policy push --yes").code, 4);
+    let ran = run("look -e production notes/web -- strace -c -p 1");
+    assert!(ran.code == 5 && ran.stderr.contains("the policy lets nobody look with tools"), "{}", ran.all());
+    assert!(ran.stderr.contains("policy require -e production --look NUMBER"), "{}", ran.all());
+}
+
 #[test]
 fn a_changed_policy_is_refused() {
     let folder = Folder::initialised();

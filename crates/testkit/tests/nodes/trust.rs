@@ -119,8 +119,12 @@ fn policy_life(world: &World) -> Result<()> {
     // One is away for two versions, and takes both once it is back.
     world.kill_node("prod-1")?;
     let (_, eve) = key(world, "eve")?;
-    fleet(world, &["key", "add", "eve", &eve, "--role", "observe", "--yes"])?.expect(4)?.says("policy push")?;
-    fleet(world, &["key", "revoke", "eve", "--yes"])?.expect(4)?;
+    fleet(world, &["key", "add", "eve", &eve, "--role", "observe", "--yes"])?.expect(9)?.says("policy push")?;
+    fleet(world, &["key", "revoke", "eve", "--yes"])?.expect(9)?.says("1 of 2 nodes did not take it")?;
+    // Nor is a word to all of them heard by it; what the others took counts.
+    fleet(world, &["policy", "heartbeat"])?.expect(9)?.says("heard")?.says("did not take it")?;
+    let nobody = ["revoke", "--image", &"ab".repeat(32), "--reason", "x", "--yes"];
+    fleet(world, &nobody)?.expect(9)?.says("revoked")?.says("no node that answered ever ran image abababababab")?;
     world.start_node("prod-1")?;
     fleet(world, &["policy", "push", "--yes"])?.expect(0)?.says("version 2 → 4")?;
     ensure!(version_of(world, "prod-1")? == 4, "not brought");
@@ -364,7 +368,15 @@ fn revoked(world: &World) -> Result<()> {
     let image = image["image"].as_str().or(image["id"].as_str()).context("no image id")?.to_owned();
     app.write("version.txt", "2")?;
     app.deploy("staging", 0)?;
-    fleet(world, &["revoke", "--image", &image, "--reason", "it leaks", "--yes"])?.expect(0)?;
+    // What runs is shown, and beginnings of ids are enough.
+    let live = app.run(&["build", "-o", "json"])?.expect(0)?.json()?;
+    let live = live["image"].as_str().context("no image id")?.to_owned();
+    let ask = ["revoke", "--image", &live[..12], "--reason", "not yet"];
+    let ran = world.on_a_terminal(&world.fleet(), &ask, "n\n")?.expect(130)?;
+    ran.says(&live)?.says("faulty runs of it and goes on until it is stopped: stage-1 (release 2)")?;
+    fleet(world, &["revoke", "--image", "0000", "--reason", "x", "--yes"])?.expect(2)?.says("begins with 0000")?;
+    let ran = fleet(world, &["revoke", "--image", &image[..12], "--reason", "it leaks", "--yes"])?.expect(0)?;
+    ensure!(!ran.stderr.contains("warning"), "{ran}");
     is_on_record(world, "stage-1", &["brought", "it leaks"])?;
     app.run(&["rollback", "-e", "staging", "faulty", "--yes"])?.expect(5)?.says("was revoked")?;
     app.write("version.txt", "1")?;

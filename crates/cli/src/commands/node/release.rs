@@ -95,12 +95,7 @@ pub struct NodeReleaseReport {
 pub(super) async fn run(context: &Context, args: &NodeReleaseArgs) -> Result<()> {
     context.ui.must_be_able_to_ask(args.yes)?;
     let session = Session::open(context)?;
-    let Some(node) = session.files.fleet.nodes.get(&args.node).cloned() else {
-        let known: Vec<&str> = session.files.fleet.nodes.keys().map(NodeName::as_str).collect();
-        return Err(
-            Error::usage(format!("{FLEET} has no node `{}`", args.node)).hint(format!("it has {}", known.join(", ")))
-        );
-    };
+    let (_, node) = session.files.named(&session.files.nodes(None)?, &args.node)?;
     let client = session.connect(&args.node, &node, As::Courier).await.map_err(|error| {
         if !was_begun(&session, &args.node) {
             return error;
