@@ -59,6 +59,10 @@ const NODES_MAX: usize = 253;
 const READY_WITHIN: Duration = Duration::from_secs(90);
 /// How long a node may take to power off before it is ended by force.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
+/// There while a node is given back, in its tree.
+const DISCHARGING: &str = "var/lib/bulkhead/discharging";
+/// The agent's binary, in its tree.
+const AGENT: &str = "usr/lib/bulkhead/bulkhead-agent";
 /// A node's public host key, in its tree.
 const HOST_KEY: &str = "etc/bulkhead/ssh_host_ed25519_key.pub";
 /// Where pristine systems are kept unless [`Local::cache`] says otherwise.
@@ -611,10 +615,13 @@ impl Local {
         })
     }
 
-    /// Whether it was a node once and is a stock machine now: it was started, which no machine is before it is laid
-    /// out, and has no host key of a node's any more.
+    /// Whether it was a node once and is a stock machine now, or on its way there: it was started, which no machine is
+    /// before it is laid out, and is being given back or has no agent any more. The agent goes before the mark that it
+    /// is being given back does.
     fn was_released(&self, state: &NodeState) -> bool {
-        !self.root(&state.name).join(HOST_KEY).exists() && self.machine(state).was_started()
+        let root = self.root(&state.name);
+        let is_leaving = root.join(DISCHARGING).exists() || !root.join(AGENT).exists();
+        is_leaving && self.machine(state).was_started()
     }
 
     // ---- network ----

@@ -169,6 +169,10 @@ fn released(world: &World) -> Result<()> {
     let ran = world.run_with_key(&fleet, &words, &bob)?.expect(0)?.says("is a node no longer")?;
     ensure!(ran.stdout.contains(".bulkhead/released/stage-1-"), "{ran}");
 
+    // It may not be one whole yet, and is laid out again for all that by nobody.
+    let up = ["local", "up", "--nodes", "stage-1=staging,prod-1=production"];
+    world.run(&fleet, &up)?.expect(0)?.says("stage-1 was released and stays a stock machine")?;
+
     // It is a stock machine: its own SSH server, nothing of ours, the data where it was.
     let listed = world.run(&fleet, &["node", "ls"])?.expect(0)?;
     ensure!(!listed.stdout.contains("stage-1"), "{listed}");
