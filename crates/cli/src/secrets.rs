@@ -174,15 +174,16 @@ pub async fn recipients(
         check_listed(policy, environment, node)?;
     }
     let mut to = Recipients { keys: BTreeMap::new(), first_seen: vec![], statuses: vec![] };
-    let (mut other, mut silent) = (Vec::new(), Vec::new());
+    let mut other = Vec::new();
     for (answer, (node, known)) in session.statuses(nodes).await?.into_iter().zip(nodes) {
         let ledger = Ledger::of(fleet, node, known)?;
         let kept = ledger.sealing_key(policy)?;
         let status = match (answer.result, &kept) {
             (Ok(status), _) => status,
             // It is sealed to all the same: whoever sets a secret need not be let in to nodes.
-            (Err(_), Some(key)) => {
-                silent.push(node.clone());
+            (Err(error), Some(key)) => {
+                let what = "whether the key that is sealed to is still its own was not asked";
+                context.ui.note(&format!("{node}: {what}: {}", error.as_causes().join(": ")));
                 to.keys.insert(node.clone(), key.clone());
                 continue;
             }
@@ -210,10 +211,6 @@ pub async fn recipients(
     }
     if !other.is_empty() {
         return Err(made_anew(policy, environment, &other));
-    }
-    if !silent.is_empty() {
-        let what = "not asked whether the key that is sealed to is still its own";
-        context.ui.note(&format!("{}: {what}, for it did not answer", joined(&silent)));
     }
     Ok(to)
 }

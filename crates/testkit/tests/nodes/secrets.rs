@@ -246,7 +246,8 @@ fn life(world: &World) -> Result<()> {
     reads(&app, "prod-1", PRODUCTION)?;
     // One that is away is sealed to as the policy says.
     world.kill_node("prod-1")?;
-    set(&app, "set", "production", PRODUCTION, 0)?.says("for it did not answer")?;
+    set(&app, "set", "production", PRODUCTION, 0)?
+        .says("prod-1: whether the key that is sealed to is still its own was not asked")?;
     world.start_node("prod-1")?;
 
     // A name that nobody reads, or an app that nobody knows, is taken with a warning.
