@@ -60,7 +60,7 @@ fn a_root_key_under_no_name_is_shown_and_taken_out() {
         says(&folder.run_with_key(&format!("policy roots 1 key.pub {file} --yes"), "key"), 0, "of 2 root key(s)");
         let ran = folder.run("policy show");
         let line = ran.stdout.lines().find(|line| line.contains("root key(s)")).unwrap().to_owned();
-        let print = line.split(|sign: char| sign == ' ' || sign == ',').rfind(|word| word.starts_with("SHA256:"));
+        let print = line.split([' ', ',']).rfind(|word| word.starts_with("SHA256:"));
         let print = print.unwrap().to_owned();
         assert!(line.ends_with(&format!("{print}{shown}")), "{line}");
         says(&folder.run_with_key("key revoke safe --yes", "key"), 3, &print);
