@@ -3,7 +3,7 @@
 
 use crate::systemd;
 use rustix::process::{Pid, Signal, kill_process};
-use std::{collections::BTreeSet, fs, io, os::unix::fs::MetadataExt as _};
+use std::{collections::BTreeSet, fs, io, os::unix::fs::MetadataExt as _, thread, time::Duration};
 
 const ACCOUNTS: &str = "/etc/passwd";
 
@@ -21,21 +21,49 @@ fn find(passwd: &str, uid: u32) -> String {
     found.map_or_else(|| format!("uid {uid}"), |fields| fields[0].to_owned())
 }
 
-/// Ends the processes of accounts, and with them their connections, but for some. Whatever ran when this was called has
-/// been sent its signal when it comes back.
+/// A session that sshd has let in, by what its key file said a moment ago, becomes its account's within this.
+const LET_IN: Duration = Duration::from_secs(1);
+/// Looks at all processes, at most: each finds what began during the one before.
+const LOOKS_MAX: usize = 20;
+
+/// Ends the processes of accounts, and with them their connections, but for some; those too that began while it looked.
 pub fn end_sessions(accounts: &BTreeSet<&str>, but: &BTreeSet<i32>) {
     let uids = uids(&fs::read_to_string(ACCOUNTS).unwrap_or_default(), accounts);
+    for _ in 0..LOOKS_MAX {
+        if !end_once(&uids, but) {
+            break;
+        }
+    }
+}
+
+/// The same after key files have changed: those too that were let in by the old ones and are not the account's yet.
+pub fn end_sessions_for_good(accounts: &BTreeSet<&str>, but: &BTreeSet<i32>) {
+    end_sessions(accounts, but);
+    thread::sleep(LET_IN);
+    end_sessions(accounts, but);
+}
+
+/// Whether there was any.
+fn end_once(uids: &BTreeSet<u32>, but: &BTreeSet<i32>) -> bool {
+    let mut found = false;
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
         let is_theirs = entry.metadata().is_ok_and(|metadata| uids.contains(&metadata.uid()));
         if is_theirs
             && !but.contains(&pid)
             && let Some(pid) = Pid::from_raw(pid)
-            && let Err(error) = kill_process(pid, Signal::KILL)
         {
-            systemd::eprintln_bounded(&format!("ending the session of process {}: {error}", pid.as_raw_nonzero()));
+            found = true;
+            match kill_process(pid, Signal::KILL) {
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(error) => {
+                    let pid = pid.as_raw_nonzero();
+                    systemd::eprintln_bounded(&format!("ending the session of process {pid}: {error}"));
+                }
+            }
         }
     }
+    found
 }
 
 fn uids(passwd: &str, accounts: &BTreeSet<&str>) -> BTreeSet<u32> {

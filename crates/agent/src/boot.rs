@@ -19,7 +19,13 @@ use std::fs;
 pub fn run(paths: &Paths) -> Result<bool, String> {
     if let Ok(volumes) = fs::read_to_string(paths.discharging()) {
         // A power cut or an error broke it off.
-        return install::discharge(paths, volumes.trim() == "delete").map(|_| true);
+        match install::discharge(paths, volumes.trim() == "delete") {
+            Err(error) if !paths.discharging().exists() => {
+                // It stays a node, and starts what it has to run like any other.
+                systemd::eprintln_bounded(&format!("the node is not given back: {error}"));
+            }
+            done => return done.map(|_| true),
+        }
     }
     let mut all_well = true;
     if let Err(error) = find_mounts(paths) {
@@ -40,5 +46,7 @@ pub fn run(paths: &Paths) -> Result<bool, String> {
     if let Err(error) = Store::open(&paths.store()).and_then(|store| store.remove_old_metadata()) {
         systemd::eprintln_bounded(&format!("metadata of the boot before: {}", chain(&error)));
     }
+    // The box may have been over its quota when the machine went down; a write is what starts this otherwise.
+    systemd::systemctl(&["start", "--no-block", "bulkhead-drop.service"]).ok();
     Ok(settle_all(paths).map_err(|error| chain(&error))? && all_well)
 }

@@ -79,6 +79,23 @@ pub fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileE
     sync_directory(directory)
 }
 
+/// Writes a file where there is none, durably. `false` where there is one, which stays as it is.
+///
+/// # Errors
+/// Which step failed.
+pub fn create(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let mut file =
+        tempfile::NamedTempFile::new_in(directory).map_err(FileError::io("create a temporary file in", directory))?;
+    file.write_all(bytes).map_err(FileError::io("write", path))?;
+    file.as_file().sync_all().map_err(FileError::io("sync", path))?;
+    match file.persist_noclobber(path) {
+        Ok(_) => sync_directory(directory).map(|()| true),
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(FileError::Io { operation: "create", path: path.into(), source: error.error }),
+    }
+}
+
 /// Writes a value as JSON, durably.
 ///
 /// # Errors

@@ -337,7 +337,7 @@ pub fn discharge(paths: &Paths, volumes: bool) -> Result<String, String> {
     let removal = uninstall(Path::new("/"), UninstallOptions { volumes }).map_err(|error| {
         if matches!(error, InstallError::StockSshFailed { .. }) {
             // It stays a node, and what was stopped is started again by the boot's unit, which follows on a failure.
-            std::fs::remove_file(paths.discharging()).ok();
+            crate::durable::remove(&paths.discharging()).ok();
         }
         chain(&error)
     })?;

@@ -81,7 +81,9 @@ pub fn run(paths: &Paths) -> Result<String, String> {
         let disk = rustix::fs::statvfs(&directory).map_err(|error| failed(error.into()))?;
         if let Some(why) = excess(usage, disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize) {
             systemd::eprintln_bounded(&format!("the drop box is emptied and its sessions are ended: {why}"));
-            empty(&directory, || account::end_sessions(&[DROP_ACCOUNT].into(), &[].into())).map_err(failed)?;
+            if let Err(error) = empty(&directory, || account::end_sessions(&[DROP_ACCOUNT].into(), &[].into())) {
+                systemd::eprintln_bounded(&format!("not all of the drop box can be removed: {error}"));
+            }
         }
         quiet = if last == Some(usage) { quiet + 1 } else { 0 };
         last = Some(usage);

@@ -384,7 +384,15 @@ impl App {
 
     /// `None` where another took the directory away meanwhile.
     fn try_lock_once(&self, holder: &Holder) -> Result<Option<Result<Lock, Holder>>, FileError> {
-        make_private(&self.directory)?;
+        match make_private(&self.directory) {
+            // Made and taken away by others while it was looked at.
+            Err(FileError::Io { source, .. })
+                if matches!(source.kind(), std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::NotFound) =>
+            {
+                return Ok(None);
+            }
+            made => made?,
+        }
         let path = self.directory.join("lock");
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = match opened {
@@ -469,6 +477,10 @@ impl App {
         durable::sync_directory(&fresh)?;
         fs::rename(&fresh, &target).map_err(FileError::io("rename", &fresh))?;
         durable::sync_directory(&releases)?;
+        if let Some(apps) = self.directory.parent() {
+            // The app's own name: its folder may be as new as its first order.
+            durable::sync_directory(apps)?;
+        }
         // Whatever was forgotten, the signer knew.
         let head = Head { counter: number, order: Some(record.order), accepted: Some(record.accepted), seen: 0, uses };
         durable::write_json(&self.directory.join("head.json"), &head)

@@ -198,7 +198,6 @@ pub async fn recipients(
             (Some(kept), _) => kept,
             (None, Some(shown)) => {
                 ledger.keep_sealing_key(&shown)?;
-                to.first_seen.push(node.clone());
                 shown
             }
             (None, None) => {
@@ -206,6 +205,9 @@ pub async fn recipients(
                     .hint("install the node again, which makes one"));
             }
         };
+        if !policy.nodes.contains_key(node) {
+            to.first_seen.push(node.clone());
+        }
         to.keys.insert(node.clone(), key);
         to.statuses.push(status);
     }

@@ -426,7 +426,11 @@ impl Local {
         self.stop(names)?;
         for name in names {
             let directory = self.nodes().join(name.as_str());
-            fs::remove_dir_all(&directory).map_err(failed("remove", &directory))?;
+            match fs::remove_dir_all(&directory) {
+                // Named twice.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed.map_err(failed("remove", &directory))?,
+            }
         }
         Ok(())
     }

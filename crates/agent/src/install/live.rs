@@ -135,8 +135,10 @@ pub(super) fn give_back(tree: &mut Tree, before: &Before) -> Result<(), InstallE
             tree.changed(format!("stopped {unit}"));
         }
     }
+    // That nothing can be listed is an error, and not that there is nothing.
+    let tables = tree.run("/usr/sbin/nft", &["list", "tables"])?;
     for table in TABLES {
-        if tree.run_any("/usr/sbin/nft", &["list", "table", "inet", table])?.0 {
+        if tables.lines().any(|line| line.trim() == format!("table inet {table}")) {
             tree.run("/usr/sbin/nft", &["delete", "table", "inet", table])?;
             tree.changed(format!("took the packet filter's table {table} away"));
         }

@@ -1,6 +1,6 @@
 //! A signed document that is no order, on its way in.
 
-use super::{OrFail, caller::Caller, failure, now, submit::courier};
+use super::{OrFail, caller::Caller, chain, failure, now, submit::courier};
 use crate::{
     account,
     audit::{self, Entry, What},
@@ -8,6 +8,7 @@ use crate::{
     papers::{self, BringError, Brought},
     peer::Peer,
     state::Paths,
+    systemd,
 };
 use bulkhead_core::{
     OrderId, SignedText,
@@ -56,8 +57,11 @@ pub(super) fn bring(
             let stays = key.is_some_and(|key| may_bring(policy, key));
             end_sessions(stays.then_some(caller.pid));
         });
-        if brought.is_ok() {
-            settled.or_fail()?;
+        match settled {
+            Err(error) if brought.is_err() => {
+                systemd::eprintln_bounded(&format!("what follows from the policy: {}", chain(&error)));
+            }
+            settled => settled.or_fail()?,
         }
     }
     match brought {
@@ -82,7 +86,8 @@ fn may_bring(policy: &Policy, key: &str) -> bool {
 /// Ends every connection but one: some of them may be of keys that may not connect any more, and a gate does not know
 /// which. Whoever still may comes again.
 pub(crate) fn end_sessions(but: Option<i32>) {
-    account::end_sessions(&key_files().map(|(account, _)| account).collect(), &but.map(ancestors).unwrap_or_default());
+    let accounts = key_files().map(|(account, _)| account).collect();
+    account::end_sessions_for_good(&accounts, &but.map(ancestors).unwrap_or_default());
 }
 
 /// A process and those above it: the gate that asks, and its own sshd.

@@ -72,7 +72,10 @@ pub(super) fn discharge(
     peer.commit();
     let volumes = if verified.value().volumes { "delete" } else { "keep" };
     // From here on a boot finishes what a power cut broke off.
-    durable::write(&paths.discharging(), volumes.as_bytes()).or_fail()?;
+    if !durable::create(&paths.discharging(), volumes.as_bytes()).or_fail()? {
+        // Another was accepted meanwhile.
+        return refuse_while_under_way(paths);
+    }
     let unit = format!("bulkhead-discharge@{volumes}.service");
     systemd::systemctl(&["start", "--no-block", &unit]).map(drop).or_fail().inspect_err(|_| {
         // Nothing has begun, and whoever asked is told so: the node goes on. Should this fail too, a boot finishes it.

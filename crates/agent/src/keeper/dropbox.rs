@@ -114,10 +114,15 @@ pub(super) fn ingest(
     })?;
     let ingested = if wanted.is_empty() { Ok(()) } else { push.ingest(&mut file, wanted).map(drop) };
     // It has been read: what it held of this image is in the store, and a bad one is of no use.
-    fs::remove_file(directory.join(name)).map_err(|error| refuse("drop-box", format!("cannot be removed: {error}")))?;
+    let removed = fs::remove_file(directory.join(name));
     match ingested {
-        Err(error @ StoreError::Pack(_)) => Err(refuse("pack", chain(&error))),
-        other => other.or_fail(),
+        Err(error @ StoreError::Pack(_)) => return Err(refuse("pack", chain(&error))),
+        other => other.or_fail()?,
+    }
+    match removed {
+        // Another order that names it has read it too, or the box was over its quota.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(|error| refuse("drop-box", format!("cannot be removed: {error}"))),
     }
 }
 

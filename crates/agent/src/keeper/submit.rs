@@ -18,7 +18,7 @@
 //! order whose counter is used up has all it needs on disk.
 
 use super::{
-    OrFail, carry, chain, dropbox, failure, images, now, open_store, secrets, settle,
+    OrFail, carry, chain, discharge, dropbox, failure, images, now, open_store, secrets, settle,
     status::{self, mounts_by_metadata},
     tool,
 };
@@ -185,6 +185,9 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
             // Where only the last sync failed it may be in force all the same, and whoever comes next would carry it out.
             let is_head = app.head().is_ok_and(|head| head.order == Some(id));
             if !is_head {
+                // The log said accepted: that it came to nothing belongs there too, if the disk takes it.
+                let message = Some(format!("it could not be recorded: {}", chain(&error)));
+                audit::append(&paths.audit(), Entry { message, ..entry(What::Failed) }).ok();
                 return Err(error).or_fail();
             }
         }
@@ -372,6 +375,8 @@ fn enter(
         }
     };
     let Taken { app, is_repeat, _lock } = taken;
+    // Once more: it may have been given back while the order's bytes came, or its lock was waited for.
+    discharge::refuse_while_under_way(paths)?;
     if let Some(failure) = settle::settle(paths, &app)? {
         // What this order brings may be the cure.
         systemd::eprintln_bounded(&format!("app `{}`: {}", app.name(), failure.message));

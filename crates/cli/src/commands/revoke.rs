@@ -20,6 +20,9 @@ use std::{
 
 /// The shortest beginning of an id that is looked for: fewer digits are more likely a slip.
 const PREFIX_MIN: usize = 4;
+/// So many digits can be no slip, and no node can have made up an image that begins with them: fewer are taken only from
+/// a person who sees the whole id before agreeing, and while every node says what it knows.
+const PREFIX_SURE: usize = 32;
 /// How many ids an error names.
 const SHOWN_MAX: usize = 5;
 
@@ -31,7 +34,8 @@ const SHOWN_MAX: usize = 5;
 /// command again brings it to the others.
 #[derive(Debug, Args)]
 pub struct RevokeArgs {
-    /// Images to revoke: ids, or the beginning of one as `bulkhead ps` and `releases` show it.
+    /// Images to revoke: ids, or the beginning of one as `bulkhead ps` and `releases` show it. With `--yes`, or while a
+    /// node does not answer, 32 digits or more.
     #[arg(long = "image", value_name = "IMAGE")]
     pub images: Vec<Beginning>,
 
@@ -90,6 +94,13 @@ pub async fn run(context: &Context, args: &RevokeArgs) -> Result<()> {
     let hand = session.hand().await?;
     let signer = one_of(&hand)?;
     let known = if args.images.is_empty() { Known::default() } else { Known::ask(&session).await? };
+    if let Some(Beginning(text)) = args.images.iter().find(|Beginning(text)| text.len() < PREFIX_SURE)
+        && (args.yes || !known.away.is_empty())
+    {
+        let why = if args.yes { "with --yes nobody sees which image is meant" } else { "not every node answered" };
+        return Err(Error::usage(format!("{text} is too short for an image to revoke: {why}"))
+            .hint(format!("give {PREFIX_SURE} digits or more; `bulkhead releases -o json` has whole ids")));
+    }
     let images = args.images.iter().map(|beginning| known.image(beginning)).collect::<Result<BTreeSet<_>>>()?;
     let revoked = Revoked {
         images: images.clone(),

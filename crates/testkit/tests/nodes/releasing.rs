@@ -58,7 +58,7 @@ fn stays(world: &World) -> Result<()> {
         let state = world.on_node("stage-1", &["sh", "-c", &format!("systemctl is-enabled {unit} || true")])?;
         ensure!(matches!(state.trim(), "masked" | "not-found" | ""), "{unit} would start at the next boot: {state}");
     }
-    world.on_node("stage-1", &["systemctl", "is-active", "bulkhead-scrub.timer"])?;
+    world.on_node("stage-1", &["systemctl", "is-active", "bulkhead-scrub.timer", "bulkhead-drop.path"])?;
     app.write("version.txt", "2")?;
     app.deploy("staging", 0)?;
     app.serves("stage-1", "2")?;
@@ -82,7 +82,7 @@ fn finished_after_a_cut(world: &World) -> Result<()> {
     // Whether its sshd or the stock one answers, the machine is up.
     world.start_node("stage-1")?;
     within(|| world.on_node("stage-1", &["sh", "-c", FINISHED]).is_ok()).context("not finished")?;
-    let left = "systemctl is-active ssh.service; ls -d /etc/bulkhead /run/bulkhead 2>/dev/null; pgrep -a testapp; true";
+    let left = "systemctl is-active ssh.service; nft list tables; ls -d /etc/bulkhead /run/bulkhead 2>/dev/null; pgrep -a testapp; true";
     let left = world.on_node("stage-1", &["sh", "-c", left])?;
     ensure!(left.trim() == "active", "{left}");
     Ok(())

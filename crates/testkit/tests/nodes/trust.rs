@@ -374,8 +374,12 @@ fn revoked(world: &World) -> Result<()> {
     let ask = ["revoke", "--image", &live[..12], "--reason", "not yet"];
     let ran = world.on_a_terminal(&world.fleet(), &ask, "n\n")?.expect(130)?;
     ran.says(&live)?.says("faulty runs of it and goes on until it is stopped: stage-1 (release 2)")?;
-    fleet(world, &["revoke", "--image", "0000", "--reason", "x", "--yes"])?.expect(2)?.says("begins with 0000")?;
-    let ran = fleet(world, &["revoke", "--image", &image[..12], "--reason", "it leaks", "--yes"])?.expect(0)?;
+    let unseen = ["revoke", "--image", &live[..12], "--reason", "x", "--yes"];
+    fleet(world, &unseen)?.expect(2)?.says("with --yes nobody sees which image is meant")?;
+    let nowhere = "0".repeat(32);
+    let unknown = ["revoke", "--image", &nowhere, "--reason", "x", "--yes"];
+    fleet(world, &unknown)?.expect(2)?.says("begins with 0000")?;
+    let ran = fleet(world, &["revoke", "--image", &image[..32], "--reason", "it leaks", "--yes"])?.expect(0)?;
     ensure!(!ran.stderr.contains("warning"), "{ran}");
     is_on_record(world, "stage-1", &["brought", "it leaks"])?;
     app.run(&["rollback", "-e", "staging", "faulty", "--yes"])?.expect(5)?.says("was revoked")?;
