@@ -225,6 +225,10 @@ async fn write_draft(
     sealed: &SealedSecrets,
     path: &Path,
 ) -> Result<()> {
+    if path.exists() {
+        return Err(Error::usage(format!("{} is there already, with the signatures that it has", path.display()))
+            .hint("send it with `--order`, or remove it and draft again"));
+    }
     let (app, nodes) = (draft.app.clone(), draft.nodes.clone());
     let answers = session.ask_all(&nodes, As::Courier, |client| async move { client.status().await }).await?;
     for answer in answers {

@@ -35,8 +35,9 @@ impl Proof {
         let refused = |why: String| {
             let message = format!("release {number} of {app} on {node} is not signed again: {why}");
             Error::new(Kind::Refused, message).hint(
-                "a node's word is not enough for that: deploy from the sources; and if it is not a key that the \
-                 policy names no more, look into that node",
+                "it may have been signed or stated green by a key that the policy has no more, as after `key rotate`: \
+                 mark the image again with `bulkhead ci mark`, or deploy from the sources; if no key was replaced, \
+                 look into that node, whose word alone is not enough",
             )
         };
         let signed = release.signed.as_ref().ok_or_else(|| refused("the node does not show its order".into()))?;

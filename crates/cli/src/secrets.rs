@@ -228,7 +228,10 @@ fn made_anew(policy: &Policy, environment: &EnvironmentName, nodes: &[NodeName])
         joined(nodes)
     );
     Error::configuration(message)
-        .hint(format!("if it was made anew: `bulkhead policy nodes -e {environment}`, then this command again"))
+        .hint(
+            "if nobody made it anew, somebody else has it: take it out of fleet.toml, and set the secret for the others",
+        )
+        .hint(format!("if you made it anew: `bulkhead policy nodes -e {environment}`, then this command again"))
         .hint("what was sealed to it before must be set again too: `bulkhead secret ls` shows what there is")
 }
 
@@ -390,6 +393,6 @@ mod tests {
         let error = made_anew(&policy(&["n1"]), &environment, &[node]);
         assert_eq!(error.kind, Kind::Configuration);
         assert!(error.message.starts_with("n1 has another sealing key than the policy lists"), "{error:?}");
-        assert!(error.hints[0].contains("`bulkhead policy nodes -e staging`, then this command again"), "{error:?}");
+        assert!(error.hints[1].contains("`bulkhead policy nodes -e staging`, then this command again"), "{error:?}");
     }
 }

@@ -180,9 +180,18 @@ impl App {
     /// # Errors
     /// It is.
     pub fn must_be_outside(&self, file: &Path) -> Result<()> {
-        let (Ok(directory), Ok(folder)) = (folder_of(file).canonicalize(), self.directory.canonicalize()) else {
+        // Folders that are not there yet lie where the nearest one that is there lies.
+        let mut directory = folder_of(file);
+        let mut beyond = PathBuf::new();
+        while !directory.exists() {
+            let Some(name) = directory.file_name().map(PathBuf::from) else { break };
+            beyond = name.join(&beyond);
+            directory = folder_of(&directory);
+        }
+        let (Ok(directory), Ok(folder)) = (directory.canonicalize(), self.directory.canonicalize()) else {
             return Ok(());
         };
+        let directory = directory.join(beyond);
         if directory.starts_with(&folder) && !directory.starts_with(folder.join(".bulkhead")) {
             let message = format!("{} is in the app's folder: it would be part of the next image", file.display());
             return Err(Error::usage(message).hint("write it elsewhere, such as `../FILE` or `.bulkhead/FILE`"));

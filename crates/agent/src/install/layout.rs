@@ -22,10 +22,6 @@ pub(super) const GATE: &str = "usr/lib/bulkhead/bulkhead-gate";
 pub(super) const SSHD_CONFIG: &str = "etc/bulkhead/sshd_config";
 /// The packet filter.
 pub(super) const NFTABLES: &str = "etc/bulkhead/nftables.conf";
-/// The bound on connections of one source.
-pub(super) const NFTABLES_SOURCES: &str = "etc/bulkhead/nftables-sources.conf";
-/// The tables that these make.
-pub(super) const TABLES: [&str; 2] = ["bulkhead", "bulkhead_sources"];
 /// Journal settings.
 pub(super) const JOURNALD: &str = "etc/systemd/journald.conf.d/bulkhead.conf";
 /// Directories that do not outlive a boot.
@@ -202,7 +198,6 @@ pub(super) fn items(
     }
     text(SSHD_CONFIG, 0o644, sshd::config(version));
     text(NFTABLES, 0o644, include_str!("../../files/nftables.conf").to_owned());
-    text(NFTABLES_SOURCES, 0o644, include_str!("../../files/nftables-sources.conf").to_owned());
     text(TMPFILES, 0o644, include_str!("../../files/tmpfiles.conf").to_owned());
     for path in ["etc/systemd/journald.conf.d", "etc/tmpfiles.d", UNIT_DIRECTORY] {
         items.push(Item::Directory { path: path.to_owned(), mode: 0o755, owner: Owner::Root });

@@ -3,7 +3,7 @@
 use super::{
     InstallError,
     before::Before,
-    layout::{self, JOURNALD, KEEPER_SOCKETS, NFTABLES, NFTABLES_SOURCES, SSHD_CONFIG, TABLES, TMPFILES},
+    layout::{self, JOURNALD, KEEPER_SOCKETS, NFTABLES, SSHD_CONFIG, TMPFILES},
     tree::Tree,
 };
 use std::{collections::BTreeSet, net::Ipv6Addr};
@@ -26,7 +26,7 @@ pub(super) fn prepare(tree: &mut Tree) -> Result<(), InstallError> {
     if tree.wrote("etc/systemd/resolved.conf.d") {
         tree.run(SYSTEMCTL, &["try-restart", "systemd-resolved.service"])?;
     }
-    let filter = if tree.wrote(NFTABLES) || tree.wrote(NFTABLES_SOURCES) { "reload-or-restart" } else { "start" };
+    let filter = if tree.wrote(NFTABLES) { "reload-or-restart" } else { "start" };
     tree.run(SYSTEMCTL, &[filter, "bulkhead-nftables.service"])?;
     tree.run(SYSTEMCTL, &[&["start"], KEEPER_SOCKETS.as_slice()].concat()).map(drop)
 }
@@ -137,11 +137,9 @@ pub(super) fn give_back(tree: &mut Tree, before: &Before) -> Result<(), InstallE
     }
     // That nothing can be listed is an error, and not that there is nothing.
     let tables = tree.run("/usr/sbin/nft", &["list", "tables"])?;
-    for table in TABLES {
-        if tables.lines().any(|line| line.trim() == format!("table inet {table}")) {
-            tree.run("/usr/sbin/nft", &["delete", "table", "inet", table])?;
-            tree.changed(format!("took the packet filter's table {table} away"));
-        }
+    if tables.lines().any(|line| line.trim() == "table inet bulkhead") {
+        tree.run("/usr/sbin/nft", &["delete", "table", "inet", "bulkhead"])?;
+        tree.changed("took the packet filter away".to_owned());
     }
     for unit in before.running().map(str::to_owned).collect::<Vec<_>>() {
         if !units.contains(&unit) && tree.run_any(SYSTEMCTL, &["start", &unit])?.0 {

@@ -374,6 +374,15 @@ async fn edit(context: &Context, args: &EditArgs) -> Result<()> {
 async fn require(context: &Context, args: &RequireArgs) -> Result<()> {
     let files = FleetFiles::load(&context.places)?;
     let green_key = args.green_key.as_deref().map(crate::commands::key::read_public).transpose()?;
+    let known = files.policy()?.policy.environments;
+    if !known.contains_key(&args.environment) {
+        let names: Vec<&str> = known.keys().map(bulkhead_core::EnvironmentName::as_str).collect();
+        context.ui.note(&format!(
+            "`{}` is an environment that the policy does not have yet; it has {}",
+            args.environment,
+            names.join(", ")
+        ));
+    }
     go_on(context, &files, &args.go, |policy| {
         if let Some(line) = green_key {
             let name: PersonName = "ci".parse().map_err(|error| Error::of(Kind::Internal, &error))?;
@@ -501,7 +510,7 @@ async fn sign(context: &Context, args: &SignArgs) -> Result<()> {
     context.ui.confirm("\nSign this policy?", args.go.yes).await?;
     if proposal.sign(context, &files, &current.policy).await? == 0 && !proposal.is_complete(&current.policy) {
         let [present, next] = proposal.signed(&current.policy);
-        return Err(Error::configuration("no root key at hand has not signed yet")
+        return Err(Error::configuration("none of the keys at hand is a root key that has yet to sign")
             .hint(format!("signatures that would count: {}", missing(&present, &next).join(", ")))
             .hint("load your key with `ssh-add`, or name its file in BULKHEAD_KEY"));
     }
@@ -519,7 +528,11 @@ fn missing(present: &Signed, next: &Signed) -> Vec<String> {
 async fn finish(context: &Context, files: &FleetFiles, args: &GoArgs, proposal: &Proposal) -> Result<()> {
     let current = files.policy()?;
     if args.only_propose || !proposal.is_complete(&current.policy) {
-        return context.ui.result(&report(&current.policy, Some(proposal), vec![]), render);
+        context.ui.result(&report(&current.policy, Some(proposal), vec![]), render)?;
+        if !proposal.is_complete(&current.policy) {
+            context.ui.note(&not_in_force(proposal, &current.policy));
+        }
+        return Ok(());
     }
     proposal.enact(files, &current)?;
     if may_bring(context, [&current.policy, &proposal.policy]).await? {
@@ -546,20 +559,32 @@ async fn push(context: &Context, args: &PushArgs) -> Result<()> {
     context.ui.must_be_able_to_ask(args.go.yes)?;
     let files = FleetFiles::load(&context.places)?;
     let current = files.policy()?;
+    let mut open = None;
     if let Some(proposal) = proposal::load(&files, &current.policy)? {
-        let [present, next] = proposal.signed(&current.policy);
         if !proposal.is_complete(&current.policy) {
-            let wanting = missing(&present, &next);
-            context
-                .ui
-                .note(&format!("the proposal is not signed enough and stays one; missing: {}", wanting.join(", ")));
+            open = Some(not_in_force(&proposal, &current.policy));
         } else if !args.go.only_propose {
             let question = format!("Put version {} into force?", proposal.policy.version);
             context.ui.confirm(&question, args.go.yes).await?;
             proposal.enact(&files, &current)?;
         }
     }
-    bring_to_all(context, &files).await
+    bring_to_all(context, &files).await?;
+    // Nodes have what is in force, and whoever waits for what is proposed must not take that for it.
+    match open {
+        Some(what) => Err(Error::configuration(what).hint("they sign with `bulkhead policy sign`; then push again")),
+        None => Ok(()),
+    }
+}
+
+/// That a proposal is one, and who could change that.
+fn not_in_force(proposal: &Proposal, current: &Policy) -> String {
+    let [present, next] = proposal.signed(current);
+    format!(
+        "version {} is proposed and NOT in force: signatures are missing that could be of {}",
+        proposal.policy.version,
+        missing(&present, &next).join(", ")
+    )
 }
 
 /// Brings every node of the fleet to the policy in force, and says what came of it.

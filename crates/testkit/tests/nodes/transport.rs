@@ -21,7 +21,6 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("no_account_forwards_anything", forwarding),
     ("only_the_drop_box_takes_files", files),
     ("an_audit_of_sshd_finds_no_fault", audited),
-    ("one_source_keeps_no_other_out", crowded),
 ];
 
 const ACCOUNTS: [&str; 4] = [ACCOUNT, OBSERVE_ACCOUNT, OPERATE_ACCOUNT, DROP_ACCOUNT];
@@ -135,113 +134,6 @@ fn files(world: &World) -> Result<()> {
         }
     }
     ensure!(fs::read_to_string(world.folder().join("from-an-account"))? == "mine", "something was fetched");
-    Ok(())
-}
-
-fn ip(words: &str) -> Result<String> {
-    let output = Command::new("ip").args(words.split(' ')).output()?;
-    ensure!(output.status.success(), "ip {words}: {}", said(&output));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// A machine on the nodes' network with an address of its own, as far as IP goes.
-struct Elsewhere {
-    name: String,
-    address: String,
-}
-
-impl Elsewhere {
-    fn new(node: &str) -> Result<Self> {
-        let route = ip(&format!("-o route get {node}"))?;
-        let bridge = route.split_whitespace().skip_while(|word| *word != "dev").nth(1).context("no bridge")?;
-        let (network, _) = node.rsplit_once('.').context("no IPv4 address")?;
-        let name = format!("bx{}", std::process::id());
-        ip(&format!("netns add {name}"))?;
-        let elsewhere = Self { name, address: format!("{network}.250") };
-        let Self { name, address } = &elsewhere;
-        ip(&format!("link add {name} type veth peer name up0 netns {name}"))?;
-        ip(&format!("link set {name} master {bridge} up"))?;
-        ip(&format!("-n {name} address add {address}/24 dev up0"))?;
-        ip(&format!("-n {name} link set up0 up"))?;
-        Ok(elsewhere)
-    }
-
-    fn run(&self, command: &Command) -> Command {
-        let mut there = Command::new("ip");
-        there.args(["netns", "exec", &self.name]).arg(command.get_program()).args(command.get_args());
-        there
-    }
-}
-
-impl Drop for Elsewhere {
-    fn drop(&mut self) {
-        ip(&format!("netns delete {}", self.name)).ok();
-    }
-}
-
-/// A connection that was let in, from elsewhere; none where the node hangs up.
-fn held_open(world: &World, elsewhere: &Elsewhere) -> Result<Option<Held>> {
-    let options = ["-N", "-o", "PermitLocalCommand=yes", "-o", "LocalCommand=echo in"];
-    let mut command = elsewhere.run(&ssh_with_options(world, "prod-2", ACCOUNT, &options)?);
-    let mut held = Held(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?);
-    let mut first = [0; 2];
-    let is_in = held.0.stdout.take().context("no stdout")?.read_exact(&mut first).is_ok();
-    Ok(is_in.then_some(held))
-}
-
-/// Whoever may connect holds as many connections as he can; who comes from elsewhere is let in all the same.
-fn crowded(world: &World) -> Result<()> {
-    /// The bound in the packet filter.
-    const SOURCE_MAX: usize = 64;
-    let (node, _) = world.address("prod-2")?;
-    let elsewhere = Elsewhere::new(&node)?;
-    // Somebody begins connections in that one's name, as whoever sees no answer can: they count for nothing.
-    let name = &elsewhere.name;
-    let first = held_open(world, &elsewhere)?.context("not even one is let in")?;
-    let hardware = |text: String| -> Result<String> {
-        let mut words = text.split_whitespace().skip_while(|word| !matches!(*word, "lladdr" | "link/ether"));
-        words.nth(1).map(str::to_owned).context("no hardware address")
-    };
-    let there = hardware(ip(&format!("-n {name} neighbour show {node}"))?)?;
-    let here = hardware(ip(&format!("-n {name} -o link show up0"))?)?;
-    // Neither asks for the other any more, and what the node sends there is lost.
-    ip(&format!("-n {name} neighbour replace {node} lladdr {there} dev up0 nud permanent"))?;
-    let known = format!("ip neighbour replace {} lladdr {here} dev host0 nud permanent", elsewhere.address);
-    world.on_node("prod-2", &known.split(' ').collect::<Vec<_>>())?;
-    ip(&format!("-n {name} rule add pref 10 lookup local"))?;
-    ip(&format!("-n {name} rule add pref 5 iif up0 blackhole"))?;
-    ip(&format!("-n {name} rule delete pref 0"))?;
-    let mut script = Command::new("bash");
-    let begin = format!("for at in $(seq 200); do timeout 1 bash -c 'exec 3<>/dev/tcp/{node}/22' & done; wait");
-    elsewhere.run(script.arg("-c").arg(begin)).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
-    let begun = world.on_node("prod-2", &["ss", "-Htn", "state", "syn-recv"])?;
-    ip(&format!("-n {name} rule delete pref 5"))?;
-    ensure!(begun.lines().count() > SOURCE_MAX, "nothing was begun: {begun}");
-
-    let mut held = vec![first];
-    while held.len() <= SOURCE_MAX {
-        match held_open(world, &elsewhere)? {
-            Some(more) => held.push(more),
-            None => break,
-        }
-    }
-    ensure!(held.len() == SOURCE_MAX, "{} connections from one source", held.len());
-    for _ in 0..5 {
-        ensure!(held_open(world, &elsewhere)?.is_none(), "one more is let in");
-    }
-    // All of them are there still, and who comes from here sees nothing of it.
-    let app = world.app("crowded", &["serve", "3000"], "port = 3000\nstop = \"1s\"")?;
-    app.deploy("production", 0)?;
-    app.serves("prod-2", "1")?;
-    let there = world.on_node("prod-2", &["ss", "-Htn", "state", "established", "( sport = :22 )"])?;
-    let there = there.lines().filter(|line| line.contains(".250:")).count();
-    ensure!(there == SOURCE_MAX, "{there} connections are left");
-    // With one less there is room for one again.
-    held.truncate(SOURCE_MAX - 1);
-    let end = Instant::now() + PATIENCE;
-    while held_open(world, &elsewhere)?.is_none() {
-        ensure!(Instant::now() < end, "nobody is let in any more");
-    }
     Ok(())
 }
 
