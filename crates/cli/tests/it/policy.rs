@@ -85,7 +85,11 @@ fn two_roots_pass_a_proposal_around() {
         .output()
         .unwrap();
     says(&folder.ran(&output), 0, "wanting: 0 of the present root keys, 1 of the new");
-    says(&folder.run_with_key("policy sign --yes", "key"), 3, "none of the keys at hand is a root key that has yet to sign");
+    says(
+        &folder.run_with_key("policy sign --yes", "key"),
+        3,
+        "none of the keys at hand is a root key that has yet to sign",
+    );
     says(&folder.run("policy push --yes"), 3, "proposed and NOT in force");
     says(&folder.run_with_key("policy sign --yes", "bob"), 0, "policy version 3");
     assert_eq!(folder.policy().root.threshold, 2);
