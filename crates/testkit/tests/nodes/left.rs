@@ -63,7 +63,7 @@ fn rollback(world: &World) -> Result<()> {
         app.serves(node, "2")?;
     }
     app.run(&["rollback", "-e", "production", "left-back", "--node", "stage-1", "--yes"])?
-        .expect(3)?
+        .expect(2)?
         .says("stage-1")?;
     let dead = ["rollback", "-e", "production", "left-back", "1", "--node", "prod-2", "--yes", "--fleet", &without];
     app.run(&dead)?.expect(4)?.says("prod-2")?;
