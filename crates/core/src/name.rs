@@ -137,6 +137,8 @@ macro_rules! name {
 
 name! { /// An app: what one `bulkhead.toml` describes.
 AppName, "an app" }
+name! { /// Machines that are bought and given back by program, all alike.
+PoolName, "a pool" }
 name! { /// A long-running service of an app.
 ServiceName, "a service" }
 name! { /// An environment, such as `staging`.
