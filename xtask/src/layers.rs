@@ -10,6 +10,7 @@ use serde::Deserialize;
 /// A crate and the workspace's crates that it may use.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("bulkhead-core", &[]),
+    ("bulkhead-scale", &["bulkhead-core"]),
     ("bulkhead-trust", &["bulkhead-core"]),
     ("bulkhead-wire", &["bulkhead-core"]),
     ("bulkhead-store", &["bulkhead-core"]),
@@ -26,6 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "bulkhead-testkit",
         &["bulkhead-core", "bulkhead-trust", "bulkhead-wire", "bulkhead-store", "bulkhead-image", "bulkhead-fleet"],
     ),
+    ("bulkhead-sim", &["bulkhead-core", "bulkhead-scale"]),
     ("bulkhead-fuzz", &["bulkhead-core", "bulkhead-trust", "bulkhead-wire", "bulkhead-store"]),
     ("xtask", &["bulkhead-testkit", "bulkhead-core", "bulkhead-fuzz"]),
 ];

@@ -9,6 +9,7 @@
 //! | `bench deploy` | the deploy benchmark, beside rsync and tar over SSH |
 //! | `qemu` | a virtual machine with stock Debian: adopted, altered, booted, cut off, released |
 //! | `windows` | the command line as a Windows program, cross-compiled and run by Wine |
+//! | `sim` | a pool of bought machines, simulated: demand, a provider that misbehaves, crashes |
 //! | `docs` | writes the generated pages of `docs/` again |
 //!
 //! Each of them begins by installing what it needs, so a fresh machine with a
@@ -25,6 +26,7 @@ mod paths;
 mod qemu;
 mod run;
 mod setup;
+mod sim;
 mod windows;
 
 use clap::{Parser, Subcommand};
@@ -58,6 +60,8 @@ enum Command {
     Fuzz(fuzz::FuzzArguments),
     /// Changes the code that decides, one small change at a time, and demands that a test notices. Takes an hour.
     Mutants(mutants::MutantsArguments),
+    /// Simulates a pool of bought machines, with a provider that misbehaves. Shows figures, writes plots.
+    Sim(sim::SimArguments),
     /// Writes the generated pages of `docs/` again.
     Docs,
 }
@@ -73,6 +77,7 @@ fn main() -> std::process::ExitCode {
         Command::Windows(arguments) => windows::windows(&arguments),
         Command::Fuzz(arguments) => fuzz::fuzz(&arguments),
         Command::Mutants(arguments) => mutants::mutants(&arguments),
+        Command::Sim(arguments) => sim::sim(&arguments),
         Command::Docs => binaries::generate_docs(),
     };
     match result {

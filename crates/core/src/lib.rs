@@ -38,6 +38,8 @@ pub mod time;
 pub mod verity;
 
 pub use digest::{BootId, EntryId, FileDigest, ImageId, OrderId, PolicyId, RunId, SecretDigest, StatementId};
-pub use name::{AppName, EnvironmentName, FleetName, NodeName, PersonName, PoolName, SecretName, ServiceName, VolumeName};
+pub use name::{
+    AppName, EnvironmentName, FleetName, NodeName, PersonName, PoolName, SecretName, ServiceName, VolumeName,
+};
 pub use signed::SignedText;
 pub use time::Timestamp;

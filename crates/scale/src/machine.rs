@@ -141,6 +141,8 @@ pub struct Attempt {
     pub sent: Time,
     /// When it ended without a clear answer; absent while it is under way.
     pub ended: Option<Time>,
+    /// Whether a complete list, late enough to be believed, showed no server of it. The second such list is believed.
+    pub is_missed: bool,
 }
 
 /// A machine, from the intent to buy it until it is gone.

@@ -401,7 +401,8 @@ impl Scaler {
         consider(self.list_due());
         for pool in &self.pools {
             // Machines that might have gone already are kept for a reason that only an event changes.
-            consider(pool.idle.iter().find_map(|(time, _)| later(*time)));
+            let after = (self.now.plus(1), MachineId(0));
+            consider(pool.idle.range(after..).next().map(|(time, _)| *time));
             consider(later(pool.not_before));
             if matches!(pool.spec.headroom, Headroom::Arrivals { .. }) {
                 consider(later(pool.arrivals.closes(pool.boot_ms)));

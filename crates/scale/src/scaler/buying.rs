@@ -167,7 +167,7 @@ impl Scaler {
             machine.state = State::Creating;
             machine.since = now;
             machine.asked = machine.asked.or(Some(now));
-            machine.attempts.push(Attempt { sent: now, ended: None });
+            machine.attempts.push(Attempt { sent: now, ended: None, is_missed: false });
         });
         self.out.commands.push(Command::Create { machine: id });
     }

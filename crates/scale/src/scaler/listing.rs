@@ -2,8 +2,8 @@
 //!
 //! A server that is listed existed. One that is not may be too new, or have
 //! slipped from one page to another while they were read: absence counts only
-//! in a list asked for [`Limits::lag_ms`](crate::Limits) after the last moment
-//! at which it could have been otherwise, and for machines in use in two lists.
+//! in lists asked for [`Limits::lag_ms`](crate::Limits) after the last moment
+//! at which it could have been otherwise, and in two of them in a row.
 
 use super::{PAUSE_MS, Scaler, pause_ms};
 use crate::{
@@ -113,9 +113,16 @@ impl Scaler {
         let (now, lag) = (self.now, self.limits.lag_ms);
         let machine = &self.machines[&id];
         let is_proof = |since: Time| since.plus(lag) < asked;
-        let has_proven = machine.attempts.iter().any(|attempt| attempt.ended.is_some_and(is_proof));
-        if has_proven {
-            self.change(id, |machine| machine.attempts.retain(|attempt| !attempt.ended.is_some_and(is_proof)));
+        let mut has_proven = false;
+        if machine.attempts.iter().any(|attempt| attempt.ended.is_some_and(is_proof)) {
+            has_proven = self.change(id, |machine| {
+                let before = machine.attempts.len();
+                machine.attempts.retain(|attempt| !(attempt.is_missed && attempt.ended.is_some_and(is_proof)));
+                for attempt in &mut machine.attempts {
+                    attempt.is_missed = attempt.ended.is_some_and(is_proof);
+                }
+                machine.attempts.len() < before
+            });
         }
         let machine = &self.machines[&id];
         match machine.state {
@@ -129,20 +136,32 @@ impl Scaler {
                 false
             }
             State::Deleting => {
-                let since = machine.deleted.or(machine.absent_since);
-                match (is_present, since) {
-                    (false, Some(since)) if is_proof(since) => {
+                match (is_present, machine.deleted, machine.absent_since) {
+                    (true, deleted, absent) => {
+                        // It was accepted, and was not done.
+                        let is_undone = deleted.is_some_and(is_proof);
+                        if is_undone || absent.is_some() {
+                            self.change(id, |machine| {
+                                machine.absent_since = None;
+                                if is_undone {
+                                    machine.deleted = None;
+                                    machine.not_before = now;
+                                }
+                            });
+                        }
+                    }
+                    // Nobody asked for it yet, or lists may lag.
+                    (false, Some(deleted), None) if !is_proof(deleted) => {}
+                    (false, _, None) => self.change(id, |machine| machine.absent_since = Some(asked)),
+                    (false, Some(_), Some(_)) => {
                         let cause = machine.cause;
                         self.become_(id, State::Gone, cause);
                     }
-                    (false, None) => self.change(id, |machine| machine.absent_since = Some(asked)),
-                    // It was accepted, and was not done.
-                    (true, Some(since)) if is_proof(since) => self.change(id, |machine| {
-                        machine.deleted = None;
-                        machine.absent_since = None;
-                        machine.not_before = now;
-                    }),
-                    _ => {}
+                    (false, None, Some(since)) if is_proof(since) => {
+                        let cause = machine.cause;
+                        self.become_(id, State::Gone, cause);
+                    }
+                    (false, None, Some(_)) => {}
                 }
                 false
             }

@@ -51,10 +51,20 @@ impl Scaler {
     pub(super) fn serve(&mut self, index: usize) {
         let mut after = InstanceId(0);
         let mut tried = 0;
+        // What this much room was not found for, more is not found for either.
+        let mut denied: Option<Room> = None;
         while tried < TRIED_MAX {
             let Some(&id) = self.pools[index].waiting.range(after..).next() else { break };
             after = InstanceId(id.0 + 1);
-            tried = if self.place(id) { 0 } else { tried + 1 };
+            let needs = self.instances[&id].needs;
+            if denied.is_some_and(|denied| needs.fits(denied)) {
+                tried += 1;
+            } else if self.place(id) {
+                tried = 0;
+            } else {
+                denied = Some(needs);
+                tried += 1;
+            }
         }
     }
 
