@@ -193,11 +193,8 @@ impl Report {
         let (end, wanted) = self.last;
         self.wanted(end, wanted);
         (self.steps, self.made, self.creates, self.cost, self.crashes) = (steps, made, creates, cost, crashes);
-        let of = |machine_ms: u128| {
-            let micros = machine_ms * u128::from(self.price.0) / u128::from(HOUR_MS);
-            Micros(u64::try_from(micros).unwrap_or(u64::MAX))
-        };
-        self.cost_least = of(self.machine_ms);
+        let least = self.machine_ms * u128::from(self.price.0) / u128::from(HOUR_MS);
+        self.cost_least = Micros(u64::try_from(least).unwrap_or(u64::MAX));
         let whole = end.since(self.begin);
         let fixed = self.billing.cost(self.price, whole);
         self.cost_fixed = fixed.times(self.peak.div_ceil(self.slots as usize) as u64);

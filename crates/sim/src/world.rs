@@ -546,10 +546,10 @@ impl World {
     fn check_decisions(&mut self, out: &Output) -> Result<(), Violation> {
         for decision in &out.decisions {
             self.report.decided(decision);
-            if let Decision::Buy { machine, why: Why::Instance(_), free_slots } = decision {
-                if *free_slots > 0 {
-                    return Err(self.violated(format!("machine {} was bought with {free_slots} slots free", machine.0)));
-                }
+            if let Decision::Buy { machine, why: Why::Instance(_), free_slots } = decision
+                && *free_slots > 0
+            {
+                return Err(self.violated(format!("machine {} was bought with {free_slots} slots free", machine.0)));
             }
         }
         Ok(())
