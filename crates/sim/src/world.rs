@@ -612,7 +612,8 @@ impl World {
                 )
             })
             .collect();
-        let kept = if let Headroom::Slots(slots) = self.setup.headroom { slots.div_ceil(self.setup.slots) } else { 0 };
+        let headroom = self.scaler.pool(POOL).map_or(0, |pool| pool.headroom);
+        let kept = headroom.div_ceil(self.setup.slots);
         if left.len() > kept as usize {
             return Err(self.violated(format!("{} machines are left: {}", left.len(), left.join("; "))));
         }
