@@ -166,6 +166,8 @@ pub struct Machine {
     pub asked: Option<Time>,
     /// The provider's number.
     pub server: Option<ServerId>,
+    /// When that was learnt: lists asked for soon after may lack it.
+    pub known: Option<Time>,
     /// Requests for it that may have made another.
     pub attempts: Vec<Attempt>,
     /// What its instances use.

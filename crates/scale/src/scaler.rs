@@ -18,6 +18,8 @@ mod listing;
 mod people;
 mod placing;
 mod retiring;
+#[cfg(test)]
+mod tests;
 
 use crate::{
     arrivals::Arrivals,
@@ -133,8 +135,10 @@ struct PoolState {
     headroom: u32,
     /// Nothing is bought before.
     not_before: Time,
-    /// Failures in a row of the provider, or of machines on their way.
-    failures: u32,
+    /// Refusals in a row by the provider.
+    refusals: u32,
+    /// Machines in a row that did not become nodes.
+    stillborn: u32,
     hold: Option<Hold>,
     consolidated: Time,
 }
@@ -259,7 +263,8 @@ impl Scaler {
             boot_ms: spec.boot_ms,
             headroom: if let Headroom::Slots(slots) = spec.headroom { slots } else { 0 },
             not_before: Time(0),
-            failures: 0,
+            refusals: 0,
+            stillborn: 0,
             hold: None,
             consolidated: now,
             spec,

@@ -45,6 +45,8 @@ pub struct Faults {
     pub resurrection: u16,
     /// Deletions that are answered by nothing, done or not.
     pub unclear_delete: u16,
+    /// Machines that the provider loses within a day.
+    pub vanishes: u16,
 }
 
 impl Faults {
@@ -65,6 +67,7 @@ impl Faults {
         failed_delete: 0,
         resurrection: 0,
         unclear_delete: 0,
+        vanishes: 0,
     };
     /// What is seen in the field, more often.
     pub const USUAL: Self = Self {
@@ -83,6 +86,7 @@ impl Faults {
         failed_delete: 10,
         resurrection: 5,
         unclear_delete: 20,
+        vanishes: 5,
     };
     /// A provider on its worst day, every day.
     pub const HEAVY: Self = Self {
@@ -101,6 +105,7 @@ impl Faults {
         failed_delete: 80,
         resurrection: 40,
         unclear_delete: 150,
+        vanishes: 50,
     };
 }
 
@@ -185,6 +190,7 @@ pub enum Delete {
 enum Change {
     Appears,
     Returns,
+    Vanishes,
 }
 
 /// The provider.
@@ -250,6 +256,12 @@ impl Cloud {
                 break;
             }
             self.changes.pop_first();
+            if change == Change::Vanishes {
+                if self.servers.get(&id).is_some_and(|server| server.deleted.is_none()) {
+                    self.end(id, time, None);
+                }
+                continue;
+            }
             self.alive += 1;
             if change == Change::Returns
                 && let Some(server) = self.servers.get_mut(&id)
@@ -313,6 +325,10 @@ impl Cloud {
             Real { id, name: name.clone(), created, deleted: None, back: None, is_undead: false, usable, lag_ms };
         self.servers.insert(id, real);
         self.made += 1;
+        if self.happens(self.faults.vanishes) {
+            let after = self.rng.u64(LATE_MS..24 * HOUR_MS);
+            self.changes.insert((now.plus(after), Change::Vanishes, id));
+        }
         if is_late {
             self.changes.insert((created, Change::Appears, id));
         } else {

@@ -58,6 +58,9 @@ struct Arguments {
     /// How cost grows: 100, 1,000, 10,000 and 100,000 nodes, for as many days as make each about as long.
     #[arg(long)]
     growth: bool,
+    /// Tells every decision as it is taken.
+    #[arg(long)]
+    verbose: bool,
     /// Writes figures and samples there.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -112,6 +115,7 @@ fn setup(arguments: &Arguments) -> Result<Setup, String> {
         billing: if arguments.per_hour { Billing::PerHour } else { Billing::DIGITALOCEAN },
         headroom,
         idle_ms: arguments.idle_minutes * MINUTE_MS,
+        is_told: arguments.verbose,
         creates_max: arguments.creates_max,
         ..Setup::new(arguments.nodes, arguments.days, arguments.seed)
     })

@@ -51,6 +51,8 @@ pub struct Setup {
     pub creations: u32,
     /// Chance.
     pub seed: u64,
+    /// Whether decisions are told as they are taken.
+    pub is_told: bool,
     /// Ends demand after so many requests to create, if that comes first.
     pub creates_max: Option<u64>,
 }
@@ -73,6 +75,7 @@ impl Setup {
             idle_ms: 10 * MINUTE_MS,
             creations: machines.max(20),
             seed,
+            is_told: false,
             creates_max: None,
         }
     }
@@ -495,7 +498,8 @@ impl World {
             }
             Command::Delete { machine, server } => {
                 let Some(row) = self.scaler.machine(machine) else { return };
-                if let Some(running) = self.running.get(&server).filter(|running| !running.is_empty()) {
+                let exists = self.cloud.real(server, now).is_some();
+                if let Some(running) = self.running.get(&server).filter(|running| exists && !running.is_empty()) {
                     self.broken = Some(format!("server {server} is deleted with {} instances", running.len()));
                 }
                 let answer = match self.cloud.get(server, now) {
@@ -545,6 +549,12 @@ impl World {
     /// Nothing is bought while there is room.
     fn check_decisions(&mut self, out: &Output) -> Result<(), Violation> {
         for decision in &out.decisions {
+            if self.setup.is_told {
+                #[expect(clippy::print_stderr, reason = "it was asked for")]
+                {
+                    eprintln!("{} {decision}", self.now);
+                }
+            }
             self.report.decided(decision);
             if let Decision::Buy { machine, why: Why::Instance(_), free_slots } = decision
                 && *free_slots > 0

@@ -83,6 +83,7 @@ impl Scaler {
             planned: now,
             asked: None,
             server: None,
+            known: None,
             attempts: Vec::new(),
             used: Room::default(),
             empty_since: Some(now),
@@ -213,7 +214,7 @@ impl Scaler {
                     self.change(id, |machine| machine.attempts.remove(attempt));
                 }
             }
-            self.pools[pool].failures = 0;
+            self.pools[pool].refusals = 0;
             return;
         }
         // It made none.
@@ -222,11 +223,11 @@ impl Scaler {
             machine.state == State::Creating && machine.server.is_none()
         });
         let state = &mut self.pools[pool];
-        state.failures += 1;
+        state.refusals += 1;
         let pause = match answer {
             CreateAnswer::RateLimited { retry_after_ms } => retry_after_ms.max(super::SECOND_MS),
             CreateAnswer::Quota | CreateAnswer::Forbidden => QUOTA_PAUSE_MS,
-            _ => pause_ms(state.failures),
+            _ => pause_ms(state.refusals),
         };
         state.not_before = state.not_before.max(now.plus(pause));
         let until = state.not_before;
@@ -243,6 +244,8 @@ impl Scaler {
 
     /// The provider has it.
     pub(super) fn boots(&mut self, id: MachineId, server: ServerId) {
+        let now = self.now;
+        self.change(id, |machine| machine.known = Some(now));
         self.become_(id, State::Booting, None);
         self.out.commands.push(Command::Join { machine: id, server });
     }
@@ -264,7 +267,7 @@ impl Scaler {
         // The last few boots count most; one that was put off for minutes does not spoil the measure.
         let took = now.since(machine.asked.unwrap_or(machine.planned)).min(state.spec.boot_max_ms);
         state.boot_ms = ((state.boot_ms * 3 + took) / 4).max(super::SECOND_MS);
-        state.failures = 0;
+        state.stillborn = 0;
         self.become_(id, State::Ready, None);
         self.start_reserved(id);
     }
@@ -284,10 +287,10 @@ impl Scaler {
         let now = self.now;
         let pool = usize::from(self.machines[&id].pool.0);
         let state = &mut self.pools[pool];
-        state.failures += 1;
-        // The first failure may be bad luck; after that each is waited for longer, or a broken image buys for ever.
-        if state.failures > 1 {
-            state.not_before = state.not_before.max(now.plus(pause_ms(state.failures)));
+        state.stillborn += 1;
+        // The first may be bad luck; after that each is waited for longer, or a broken image buys for ever.
+        if state.stillborn > 1 {
+            state.not_before = state.not_before.max(now.plus(pause_ms(state.stillborn)));
         }
         if state.quarantined < QUARANTINED_MAX {
             self.become_(id, State::Quarantined, Some(Cause::NeverReady));

@@ -79,7 +79,7 @@ impl Scaler {
         }
         self.lists.orphans = orphans;
         for (id, servers) in unplaced {
-            self.unplaced(id, servers);
+            self.unplaced(id, servers, &mut present);
         }
         present.sort_unstable();
         let (mut changed, mut missing, mut nodes, mut doubtful) = (Vec::new(), Vec::new(), 0, false);
@@ -90,7 +90,7 @@ impl Scaler {
                 || machine.state != State::Gone && machine.attempts.iter().any(|attempt| attempt.ended.is_some());
             let is_news = match machine.state {
                 State::Gone => is_present && machine.since.plus(lag) < asked,
-                _ => !machine.attempts.is_empty() || is_present != machine.absent_since.is_none(),
+                _ => !is_present || machine.absent_since.is_some() || !machine.attempts.is_empty(),
             };
             let is_deleting = machine.state == State::Deleting && machine.server.is_some();
             if is_news || is_deleting {
@@ -152,6 +152,7 @@ impl Scaler {
                     }
                     // Nobody asked for it yet, or lists may lag.
                     (false, Some(deleted), None) if !is_proof(deleted) => {}
+                    (false, None, None) if !machine.known.is_none_or(is_proof) => {}
                     (false, _, None) => self.change(id, |machine| machine.absent_since = Some(asked)),
                     (false, Some(_), Some(_)) => {
                         let cause = machine.cause;
@@ -173,6 +174,7 @@ impl Scaler {
                 false
             }
             _ => match machine.absent_since {
+                None if !machine.known.is_none_or(is_proof) => false,
                 None => {
                     self.change(id, |machine| machine.absent_since = Some(asked));
                     self.want_list(now.plus(lag));
@@ -208,7 +210,7 @@ impl Scaler {
     }
 
     /// Servers with a machine's name that are not the one on its row: the oldest is taken for it where it has none.
-    fn unplaced(&mut self, id: MachineId, mut servers: Vec<&Server>) {
+    fn unplaced(&mut self, id: MachineId, mut servers: Vec<&Server>, present: &mut Vec<MachineId>) {
         servers.sort_by_key(|server| (server.created, server.id));
         for server in servers {
             let machine = &self.machines[&id];
@@ -222,11 +224,12 @@ impl Scaler {
                     ended.map(|place| machine.attempts.remove(place));
                 });
                 self.boots(id, server.id);
+                present.push(id);
                 continue;
             }
             let (name, pool, asked) = (machine.name.clone(), machine.pool, machine.asked);
             let cause = if gone { Cause::Resurrected } else { Cause::Duplicate };
-            self.condemn(name, pool, server.id, asked, cause);
+            present.push(self.condemn(name, pool, server.id, asked, cause));
             if let Some(place) = ended {
                 self.change(id, |machine| machine.attempts.remove(place));
             }

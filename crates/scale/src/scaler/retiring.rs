@@ -217,7 +217,7 @@ impl Scaler {
         server: ServerId,
         asked: Option<Time>,
         cause: Cause,
-    ) {
+    ) -> MachineId {
         let now = self.now;
         let id = self.next_machine;
         self.next_machine = MachineId(id.0 + 1);
@@ -231,6 +231,7 @@ impl Scaler {
             planned: now,
             asked,
             server: Some(server),
+            known: Some(now),
             attempts: Vec::new(),
             used: Room::default(),
             empty_since: Some(now),
@@ -244,6 +245,7 @@ impl Scaler {
         self.insert_row(row, false);
         self.out.machines.push(id);
         self.out.decisions.push(Decision::Became { machine: id, state: State::Deleting, cause: Some(cause) });
+        id
     }
 
     /// Silent for long. Nothing new is placed there; what runs there may run on, so it is not started elsewhere.
