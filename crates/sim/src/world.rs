@@ -145,8 +145,9 @@ struct Database {
 const POOL: PoolIndex = PoolIndex(0);
 /// Where simulated time begins: 2026-03-01.
 const BEGIN: Time = Time(1_772_323_200_000);
-/// How long everything has to come to rest: the latest resurrection and its deletion.
-const REST_MS: u64 = 12 * HOUR_MS;
+/// How long everything has to come to rest: the latest resurrection and its deletion, and headroom that looks back on
+/// slow boots.
+const REST_MS: u64 = DAY_MS;
 /// Samples of one run.
 const SAMPLES: u64 = 1_000;
 
