@@ -7,6 +7,7 @@ use crate::{
     time::Time,
 };
 use bulkhead_core::PoolName;
+use serde::{Deserialize, Serialize};
 use std::{fmt, sync::Arc};
 
 /// What happened.
@@ -125,7 +126,8 @@ pub enum Event {
 }
 
 /// What a person wants of a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Wish {
     /// Place nothing new on it.
     Cordon,

@@ -80,8 +80,8 @@ pub struct Rows {
     pub instances: Vec<Instance>,
     /// What was spent, by pool.
     pub ledgers: Vec<(PoolIndex, Ledger)>,
-    /// The highest id of a machine ever given, if one was.
-    pub last_machine: Option<MachineId>,
+    /// The lowest id that no machine was ever given.
+    pub next_machine: MachineId,
     /// Whether a person froze buying.
     pub is_frozen: bool,
 }
@@ -332,9 +332,7 @@ impl Scaler {
             }
         }
         scaler.creations.make_contiguous().sort_unstable();
-        if let Some(last) = rows.last_machine {
-            scaler.next_machine = scaler.next_machine.max(MachineId(last.0 + 1));
-        }
+        scaler.next_machine = scaler.next_machine.max(rows.next_machine);
         for instance in rows.instances {
             let id = instance.id;
             let (machine, to) = (instance.machine, instance.to);
@@ -596,6 +594,12 @@ impl Scaler {
         self.retire(index);
     }
 
+    /// The lowest id that no machine was ever given.
+    #[must_use]
+    pub fn next_machine(&self) -> MachineId {
+        self.next_machine
+    }
+
     /// A machine's row.
     #[must_use]
     pub fn machine(&self, id: MachineId) -> Option<&Machine> {
@@ -654,6 +658,12 @@ impl Scaler {
     #[must_use]
     pub fn is_frozen(&self) -> bool {
         self.is_frozen || self.is_suspecting
+    }
+
+    /// Whether it is until somebody thaws it, and not only until nodes answer again.
+    #[must_use]
+    pub fn is_frozen_by_person(&self) -> bool {
+        self.is_frozen
     }
 
     /// Machines of the fleet at the provider that are on no record, as the last list had them.

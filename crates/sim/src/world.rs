@@ -138,7 +138,7 @@ struct Database {
     machines: BTreeMap<MachineId, Machine>,
     instances: BTreeMap<InstanceId, Instance>,
     ledger: Option<Ledger>,
-    last: Option<MachineId>,
+    next: MachineId,
 }
 
 /// The pool's only place in the list.
@@ -432,7 +432,6 @@ impl World {
                 Some(row) => drop(self.database.machines.insert(*id, row.clone())),
                 None => drop(self.database.machines.remove(id)),
             }
-            self.database.last = self.database.last.max(Some(*id));
         }
         for id in &out.instances {
             match self.scaler.instance(*id) {
@@ -440,6 +439,7 @@ impl World {
                 None => drop(self.database.instances.remove(id)),
             }
         }
+        self.database.next = self.scaler.next_machine();
         self.database.ledger = self.scaler.pool(POOL).map(|pool| pool.ledger);
     }
 
@@ -453,7 +453,7 @@ impl World {
             machines: self.database.machines.values().cloned().collect(),
             instances: self.database.instances.values().cloned().collect(),
             ledgers: self.database.ledger.map(|ledger| (POOL, ledger)).into_iter().collect(),
-            last_machine: self.database.last,
+            next_machine: self.database.next,
             is_frozen: false,
         };
         self.scaler = Scaler::restore(self.names.clone(), self.limits, self.pools.clone(), rows, self.now);
