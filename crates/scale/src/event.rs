@@ -209,7 +209,7 @@ pub enum Command {
         /// Which of the provider's.
         server: ServerId,
     },
-    /// Ask a node what runs on it.
+    /// Ask a node what runs on it: before it is deleted, or because a list lacks it.
     Confirm {
         /// Which.
         machine: MachineId,

@@ -189,6 +189,16 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// Whether it became a node.
+    #[must_use]
+    pub fn is_node(&self) -> bool {
+        match self.state {
+            State::Ready | State::Cordoned | State::Draining => true,
+            State::Quarantined => !matches!(self.cause, Some(Cause::NeverReady | Cause::Renamed)),
+            _ => false,
+        }
+    }
+
     /// How many servers of the provider there may be for it.
     #[must_use]
     pub fn possible(&self) -> u32 {

@@ -97,17 +97,18 @@ impl Arrivals {
         }
     }
 
-    /// When the next instance is wanted after now. Thinning of a process at the peak's rate.
-    pub(crate) fn next(&mut self, now: Time, rng: &mut fastrand::Rng) -> Time {
-        // In a burst they come within minutes: ten times faster than they end.
+    /// When the next instance is wanted after now, where so many are. Thinning of a process at the peak's rate; in a
+    /// burst they come ten times faster than they end, until as many are there as the burst is about.
+    pub(crate) fn next(&mut self, now: Time, wanted: usize, rng: &mut fastrand::Rng) -> Time {
         let hurry = if matches!(self.demand, Demand::Burst) { 10.0 } else { 1.0 };
         let gap = self.lifetime_ms / self.peak / hurry;
         let mut at = now;
         loop {
             at = at.plus(span(exponential(rng, gap)));
             let level = self.level(at, rng);
-            let rate = if hurry > 1.0 && level < 1.0 { level / hurry } else { level };
-            if rng.f64() < rate {
+            #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^53")]
+            let is_behind = (wanted as f64) < level * self.peak * 0.9;
+            if rng.f64() < if is_behind { level } else { level / hurry } {
                 return at;
             }
         }
@@ -141,7 +142,7 @@ mod tests {
             let mut arrivals = Arrivals::new(demand.clone(), 1_000, HOUR_MS, Time(0));
             let (mut now, mut lived) = (Time(0), 0u64);
             while now < Time(10 * DAY_MS) {
-                now = arrivals.next(now, &mut rng);
+                now = arrivals.next(now, 0, &mut rng);
                 lived += arrivals.lifetime(&mut rng);
             }
             let mean = lived / (10 * DAY_MS);

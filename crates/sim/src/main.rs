@@ -46,6 +46,9 @@ struct Arguments {
     /// Slots that are kept free, or `auto`: what arrives during a boot, at the 95th percentile.
     #[arg(long, default_value = "0")]
     headroom: String,
+    /// Move instances together, so that machines fall empty.
+    #[arg(long)]
+    consolidate: bool,
     /// Bill whole hours, as Hetzner does.
     #[arg(long)]
     per_hour: bool,
@@ -114,6 +117,7 @@ fn setup(arguments: &Arguments) -> Result<Setup, String> {
         crashes_a_day: arguments.crashes,
         billing: if arguments.per_hour { Billing::PerHour } else { Billing::DIGITALOCEAN },
         headroom,
+        consolidates: arguments.consolidate,
         idle_ms: arguments.idle_minutes * MINUTE_MS,
         is_told: arguments.verbose,
         creates_max: arguments.creates_max,

@@ -241,7 +241,7 @@ impl Report {
         let mut chart = ChartBuilder::on(&panels[0])
             .caption("machines that exist, and the least that would do", font)
             .margin(8)
-            .x_label_area_size(24)
+            .x_label_area_size(36)
             .y_label_area_size(72)
             .build_cartesian_2d(0.0..end, 0.0..most)?;
         chart.configure_mesh().light_line_style(TRANSPARENT).x_desc("days").draw()?;
@@ -256,7 +256,7 @@ impl Report {
         let mut chart = ChartBuilder::on(&panels[1])
             .caption("machines on their way (line), instances without a place (area)", font)
             .margin(8)
-            .x_label_area_size(24)
+            .x_label_area_size(36)
             .y_label_area_size(72)
             .build_cartesian_2d(0.0..end, 0.0..most)?;
         chart.configure_mesh().light_line_style(TRANSPARENT).x_desc("days").draw()?;
@@ -279,7 +279,7 @@ impl Report {
                 font,
             )
             .margin(8)
-            .x_label_area_size(24)
+            .x_label_area_size(36)
             .y_label_area_size(72)
             .build_cartesian_2d(0.0..end, 0.0..most.max(0.01))?;
         chart.configure_mesh().light_line_style(TRANSPARENT).x_desc("days").draw()?;

@@ -12,9 +12,9 @@ use crate::{
     report::{Report, Sample},
 };
 use bulkhead_scale::{
-    Billing, Command, CreateAnswer, DAY_MS, Decision, DeleteAnswer, Doing, Event, HOUR_MS, Headroom, Instance,
-    InstanceId, Ledger, Limits, MINUTE_MS, Machine, MachineId, Micros, Names, Output, Pool, PoolIndex, Room, Rows,
-    SECOND_MS, Scaler, ServerId, State, Time, Why,
+    Billing, Command, Consolidation, CreateAnswer, DAY_MS, Decision, DeleteAnswer, Doing, Event, HOUR_MS, Headroom,
+    Instance, InstanceId, Ledger, Limits, MINUTE_MS, Machine, MachineId, Micros, Names, Output, Pool, PoolIndex, Room,
+    Rows, SECOND_MS, Scaler, ServerId, State, Time, Why,
 };
 use std::{
     cmp::Reverse,
@@ -49,6 +49,8 @@ pub struct Setup {
     pub idle_ms: u64,
     /// Machines that are asked for in any ten minutes.
     pub creations: u32,
+    /// Whether instances are moved together, one machine in ten minutes, where it is less than half full.
+    pub consolidates: bool,
     /// Chance.
     pub seed: u64,
     /// Whether decisions are told as they are taken.
@@ -74,6 +76,7 @@ impl Setup {
             headroom: Headroom::Slots(0),
             idle_ms: 10 * MINUTE_MS,
             creations: machines.max(20),
+            consolidates: false,
             seed,
             is_told: false,
             creates_max: None,
@@ -203,6 +206,8 @@ impl World {
         pool.caps.per_hour = Some(setup.price.times(u64::from(setup.machines)));
         pool.headroom = setup.headroom;
         pool.idle_ms = setup.idle_ms;
+        let consolidation = Consolidation { below_percent: 50, every_ms: 10 * MINUTE_MS };
+        pool.consolidation = setup.consolidates.then_some(consolidation);
         let limits = Limits { creations: setup.creations, ..Limits::default() };
         let pools = vec![pool];
         let end = BEGIN.plus(u64::from(setup.days) * DAY_MS);
@@ -307,7 +312,7 @@ impl World {
                 if self.has_demand {
                     self.arrive()?;
                     let mut arrivals = self.arrivals.take().expect("there are arrivals where one came");
-                    let next = arrivals.next(self.now, &mut self.rng);
+                    let next = arrivals.next(self.now, self.live.len(), &mut self.rng);
                     self.arrivals = Some(arrivals);
                     self.at(next, What::Arrival);
                 }
@@ -493,8 +498,9 @@ impl World {
             }
             Command::Confirm { machine } => {
                 let server = self.scaler.machine(machine).and_then(|row| row.server);
-                let count = server.map_or(0, |server| self.running.get(&server).map_or(0, Vec::len));
-                let running = u32::try_from(count).ok();
+                let real = server.filter(|server| self.cloud.real(*server, now).is_some());
+                let count = real.map(|server| self.running.get(&server).map_or(0, Vec::len));
+                let running = count.and_then(|count| u32::try_from(count).ok());
                 self.tell_at(soon, Event::Confirmed { machine, running });
             }
             Command::Delete { machine, server } => {

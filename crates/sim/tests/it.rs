@@ -44,6 +44,7 @@ proptest! {
         headroom in prop::sample::select(vec![
             Headroom::Slots(0), Headroom::Slots(5), Headroom::Arrivals { percentile: 95 },
         ]),
+        consolidates in any::<bool>(),
         billing in prop::sample::select(vec![Billing::DIGITALOCEAN, Billing::PerHour]),
     ) {
         let setup = Setup {
@@ -54,6 +55,7 @@ proptest! {
             lifetime_ms: lifetime_minutes * MINUTE_MS,
             idle_ms: idle_minutes * MINUTE_MS,
             headroom,
+            consolidates,
             billing,
             ..Setup::new(machines, 2, seed)
         };

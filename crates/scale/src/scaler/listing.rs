@@ -3,11 +3,12 @@
 //! A server that is listed existed. One that is not may be too new, or have
 //! slipped from one page to another while they were read: absence counts only
 //! in lists asked for [`Limits::lag_ms`](crate::Limits) after the last moment
-//! at which it could have been otherwise, and in two of them in a row.
+//! at which it could have been otherwise, and in two of them in a row; and a
+//! node that answers is not missing.
 
 use super::{PAUSE_MS, Scaler, pause_ms};
 use crate::{
-    event::{Decision, Server},
+    event::{Command, Decision, Server},
     machine::{Cause, MachineId, Owner, State},
     time::{MINUTE_MS, SECOND_MS, Time},
 };
@@ -175,6 +176,11 @@ impl Scaler {
             }
             _ => match machine.absent_since {
                 None if !machine.known.is_none_or(is_proof) => false,
+                // A node that answers is there, whatever lists say.
+                Some(_) if machine.is_node() && machine.silent_since.is_none() => {
+                    self.out.commands.push(Command::Confirm { machine: id });
+                    false
+                }
                 None => {
                     self.change(id, |machine| machine.absent_since = Some(asked));
                     self.want_list(now.plus(lag));

@@ -28,12 +28,10 @@ impl Scaler {
     pub(super) fn wished(&mut self, id: MachineId, wish: Wish) {
         let Some(machine) = self.machines.get(&id) else { return };
         let person = Some(Cause::Person);
-        // One that never became a node cannot be used.
-        let is_node = machine.cause != Some(Cause::NeverReady) && machine.cause != Some(Cause::Renamed);
         match (wish, machine.state) {
             (Wish::Cordon, State::Ready | State::Draining) => self.become_(id, State::Cordoned, person),
             (Wish::Use, State::Cordoned | State::Draining) => self.become_(id, State::Ready, None),
-            (Wish::Use, State::Quarantined) if is_node => {
+            (Wish::Use, State::Quarantined) if machine.is_node() => {
                 self.become_(id, State::Ready, None);
                 self.start_reserved(id);
             }

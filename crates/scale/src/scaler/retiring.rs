@@ -149,6 +149,13 @@ impl Scaler {
     pub(super) fn confirmed(&mut self, id: MachineId, running: Option<u32>) {
         let now = self.now;
         let Some(machine) = self.machines.get(&id) else { return };
+        if machine.absent_since.is_some() {
+            match running {
+                Some(_) => self.change(id, |machine| machine.absent_since = None),
+                None => self.heard(id, false),
+            }
+        }
+        let machine = &self.machines[&id];
         if machine.state != State::Draining || !machine.instances.is_empty() {
             return;
         }

@@ -352,12 +352,47 @@ fn many_silent_at_once_is_ones_own_network() {
     }
     assert!(!table.scaler.is_frozen());
     assert_eq!(table.take(), [Command::Create { machine: MachineId(4) }]);
-    // Lists that lack most of what there is are not believed either.
+    // Where lists lack nodes, these are asked: those that answer are there.
     table.list(&[(100, 0)]);
     table.pass(3 * MINUTE_MS);
     table.list(&[(100, 0)]);
+    let asked: Vec<Command> = (1..4).map(|machine| Command::Confirm { machine: MachineId(machine) }).collect();
+    assert_eq!(table.take(), asked);
+    table.tell(Event::Confirmed { machine: MachineId(1), running: Some(23) });
+    assert!(!table.scaler.is_frozen());
+    for machine in [2, 3] {
+        table.tell(Event::Confirmed { machine: MachineId(machine), running: None });
+        table.pass(3 * MINUTE_MS);
+        table.list(&[(100, 0), (101, 1)]);
+    }
+    assert_eq!([table.state(1), table.state(2), table.state(3)], [State::Ready, State::Gone, State::Gone]);
+}
+
+/// Lists that lack most of what there is, none of which answers: that is one's own credentials or network.
+#[test]
+fn lists_that_lack_most_are_not_believed() {
+    let mut table = Table::new(|_, _| {});
+    table.start(23 * 4);
+    table.take();
+    for machine in 0..4 {
+        table.ready(machine, 100 + machine);
+    }
+    table.pass(3 * MINUTE_MS);
+    table.list(&[]);
+    table.pass(3 * MINUTE_MS);
+    table.list(&[]);
+    for machine in 0..4 {
+        table.tell(Event::Confirmed { machine: MachineId(machine), running: None });
+    }
     assert!(table.scaler.is_frozen());
-    assert_eq!(table.state(1), State::Ready);
+    table.list(&[]);
+    table.pass(HOUR_MS);
+    table.list(&[]);
+    assert_eq!(table.state(0), State::Ready);
+    // A person has looked, and says that it is so.
+    table.tell(Event::Thaw);
+    table.list(&[]);
+    assert_eq!(table.state(0), State::Gone);
 }
 
 #[test]
