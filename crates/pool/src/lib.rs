@@ -1,7 +1,9 @@
 //! Runs a [`Scaler`](bulkhead_scale::Scaler): keeps its rows in SQLite and carries its commands out.
 
 mod database;
+mod provided;
 mod runner;
 
 pub use database::{Asked, Database, DatabaseError, Written, ask};
-pub use runner::{Log, Nodes, Request, Runner, Servers};
+pub use provided::Provided;
+pub use runner::{Clock, Log, Means, Nodes, Request, Runner, Servers, system_clock};

@@ -111,6 +111,9 @@ pub enum Request {
 /// Takes a line of the log, and when it was.
 pub type Log = Box<dyn FnMut(Time, &str)>;
 
+/// What time it is. It goes on while nothing runs.
+pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
+
 /// A unit of work for a worker.
 type Work = Box<dyn FnOnce() + Send>;
 
@@ -128,6 +131,7 @@ pub struct Runner {
     to_nodes: Sender<Work>,
     /// Machines whose join is under way, and that are still wanted.
     joining: Arc<Mutex<BTreeSet<MachineId>>>,
+    clock: Clock,
     log: Log,
 }
 
@@ -137,9 +141,31 @@ impl std::fmt::Debug for Runner {
     }
 }
 
-fn now() -> Time {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Time(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+/// The system's clock.
+#[must_use]
+pub fn system_clock() -> Clock {
+    Arc::new(|| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Time(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    })
+}
+
+/// What a loop works with.
+pub struct Means {
+    /// Where machines are bought.
+    pub servers: Arc<dyn Servers>,
+    /// What is done on machines.
+    pub nodes: Arc<dyn Nodes>,
+    /// What time it is.
+    pub clock: Clock,
+    /// Where decisions are told.
+    pub log: Log,
+}
+
+impl std::fmt::Debug for Means {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Means").finish_non_exhaustive()
+    }
 }
 
 /// Threads that do what they are sent, one thing after another each.
@@ -169,16 +195,15 @@ impl Runner {
         fleet: bulkhead_core::FleetName,
         limits: Limits,
         pools: Vec<Pool>,
-        servers: Arc<dyn Servers>,
-        nodes: Arc<dyn Nodes>,
-        log: Log,
+        means: Means,
     ) -> Result<Self, DatabaseError> {
+        let Means { servers, nodes, clock, log } = means;
         let pools = database.pools(pools)?;
         let names = Names { fleet, token: database.token()? };
         let (workloads, next_instance) = database.workloads()?;
         let rows = database.rows()?;
         let pool_names = pools.iter().map(|pool| pool.name.clone()).collect();
-        let scaler = Scaler::restore(names, limits, pools, rows, now());
+        let scaler = Scaler::restore(names, limits, pools, rows, clock());
         Ok(Self {
             database,
             scaler,
@@ -191,6 +216,7 @@ impl Runner {
             to_servers: workers(SERVER_WORKERS),
             to_nodes: workers(NODE_WORKERS),
             joining: Arc::default(),
+            clock,
             log,
         })
     }
@@ -210,10 +236,12 @@ impl Runner {
         while !ends.load(Ordering::Relaxed) {
             let mut batch: Vec<Event> = first.take().into_iter().collect();
             if batch.is_empty() {
-                let wake = Duration::from_millis(self.scaler.next_wake().since(now()));
+                let wake = Duration::from_millis(self.scaler.next_wake().since((self.clock)()));
                 match self.events.1.recv_timeout(wake.min(LOOK_EVERY)) {
                     Ok(event) => batch.push(event),
-                    Err(RecvTimeoutError::Timeout) if self.scaler.next_wake() <= now() => batch.push(Event::Tick),
+                    Err(RecvTimeoutError::Timeout) if self.scaler.next_wake() <= (self.clock)() => {
+                        batch.push(Event::Tick)
+                    }
                     Err(_) => {}
                 }
             }
@@ -226,7 +254,9 @@ impl Runner {
             for asked in self.database.requests::<Request>()? {
                 match asked.request {
                     Ok(request) => self.carry(request, &mut outputs),
-                    Err(error) => (self.log)(now(), &format!("request {} cannot be understood: {error}", asked.id)),
+                    Err(error) => {
+                        (self.log)((self.clock)(), &format!("request {} cannot be understood: {error}", asked.id))
+                    }
                 }
                 done = Some(asked.id);
             }
@@ -236,7 +266,7 @@ impl Runner {
             self.write(&outputs, done)?;
             for output in &outputs {
                 for decision in &output.decisions {
-                    (self.log)(now(), &decision.to_string());
+                    (self.log)((self.clock)(), &decision.to_string());
                 }
                 for command in &output.commands {
                     self.begin(command);
@@ -248,7 +278,7 @@ impl Runner {
 
     fn step(&mut self, event: Event, outputs: &mut Vec<Output>) {
         let mut output = Output::default();
-        self.scaler.step(event, now(), &mut output);
+        self.scaler.step(event, (self.clock)(), &mut output);
         if output != Output::default() {
             outputs.push(output);
         }
@@ -260,7 +290,7 @@ impl Runner {
             outputs,
             workload: &|id| workloads.get(&id).map_or("", String::as_str),
             next_instance: self.next_instance,
-            now: now(),
+            now: (self.clock)(),
             requests_done,
         };
         self.database.write(&self.scaler, &written)?;
@@ -316,11 +346,11 @@ impl Runner {
         outputs: &mut Vec<Output>,
     ) {
         let Some(place) = self.pools.iter().position(|known| known == pool) else {
-            return (self.log)(now(), &format!("{workload}: there is no pool `{pool}`"));
+            return (self.log)((self.clock)(), &format!("{workload}: there is no pool `{pool}`"));
         };
         let pool_index = PoolIndex(u16::try_from(place).unwrap_or(u16::MAX));
         if !self.scaler.fits(pool_index, needs) {
-            return (self.log)(now(), &format!("{workload}: no machine of pool `{pool}` has {needs}"));
+            return (self.log)((self.clock)(), &format!("{workload}: no machine of pool `{pool}` has {needs}"));
         }
         for _ in 0..count {
             let instance = self.next_instance;
@@ -362,9 +392,9 @@ impl Runner {
                 self.serve(move || tell(Event::Created { machine, answer: servers.create(&pool, &row.name) }));
             }
             Command::List => {
-                let servers = Arc::clone(&self.servers);
+                let (servers, clock) = (Arc::clone(&self.servers), Arc::clone(&self.clock));
                 self.serve(move || {
-                    let asked = now();
+                    let asked = clock();
                     tell(match servers.list() {
                         Some(servers) => Event::Listed { asked, servers },
                         None => Event::ListFailed,
