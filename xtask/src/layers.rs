@@ -11,6 +11,7 @@ use serde::Deserialize;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("bulkhead-core", &[]),
     ("bulkhead-scale", &["bulkhead-core"]),
+    ("bulkhead-provider", &["bulkhead-core", "bulkhead-scale"]),
     ("bulkhead-trust", &["bulkhead-core"]),
     ("bulkhead-wire", &["bulkhead-core"]),
     ("bulkhead-store", &["bulkhead-core"]),
