@@ -275,9 +275,10 @@ impl Cloud {
         }
     }
 
-    /// A request more: over the limit, it is told when to come back. A client reads whole lists page by page, and
-    /// paces itself; a list counts as one here.
-    fn limited(&mut self, now: Time) -> Option<u64> {
+    /// A request more: over the limit, it is told when to come back, in milliseconds. [`Self::create`],
+    /// [`Self::list`] and [`Self::delete`] ask this themselves. A client reads whole lists page by page, and paces
+    /// itself; a list counts as one there.
+    pub fn limited(&mut self, now: Time) -> Option<u64> {
         while self.requests.front().is_some_and(|first| now.since(*first) >= HOUR_MS) {
             self.requests.pop_front();
         }
@@ -296,6 +297,12 @@ impl Cloud {
         None
     }
 
+    /// How many more requests there may be in this hour.
+    #[must_use]
+    pub fn requests_left(&self) -> usize {
+        PER_HOUR.saturating_sub(self.requests.len())
+    }
+
     /// A request to create one.
     pub fn create(&mut self, name: &Arc<str>, now: Time) -> Create {
         self.settle(now);
@@ -303,17 +310,34 @@ impl Cloud {
         if let Some(retry_after_ms) = self.limited(now) {
             return Create::TooMany { retry_after_ms };
         }
-        if self.alive >= self.quota {
-            return Create::Quota;
+        match self.make(std::slice::from_ref(name), now) {
+            Ok(made) => made.first().map_or(Create::Nothing, |id| Create::Made(*id)),
+            Err(answer) => answer,
+        }
+    }
+
+    /// What comes of a request to create some, all or none, that is not over the limit.
+    ///
+    /// # Errors
+    /// With the answer, where it is not simply yes; never [`Create::Made`] or [`Create::TooMany`].
+    pub fn make(&mut self, names: &[Arc<str>], now: Time) -> Result<Vec<ServerId>, Create> {
+        self.settle(now);
+        if self.alive.saturating_add(names.len()) > self.quota {
+            return Err(Create::Quota);
         }
         if self.happens(self.faults.transient_refusal) {
-            return Create::Refused;
+            return Err(Create::Refused);
         }
         if self.happens(self.faults.time_out) {
-            return Create::Nothing;
+            return Err(Create::Nothing);
         }
         let is_late = self.happens(self.faults.late_commit);
         let created = if is_late { now.plus(self.rng.u64(1..LATE_MS)) } else { now };
+        let made = names.iter().map(|name| self.begin(name, created, is_late)).collect();
+        if is_late || self.happens(self.faults.commit_then_time_out) { Err(Create::Nothing) } else { Ok(made) }
+    }
+
+    fn begin(&mut self, name: &Arc<str>, created: Time, is_late: bool) -> ServerId {
         let id = ServerId(self.next);
         self.next += self.rng.u64(1..100);
         let boots = !self.happens(self.faults.never_boots);
@@ -334,7 +358,7 @@ impl Cloud {
         } else {
             self.alive += 1;
         }
-        if is_late || self.happens(self.faults.commit_then_time_out) { Create::Nothing } else { Create::Made(id) }
+        id
     }
 
     /// All machines as a list has them; nothing where it cannot be had whole.
@@ -343,11 +367,7 @@ impl Cloud {
         if self.limited(now).is_some() || self.happens(self.faults.broken_list) {
             return None;
         }
-        // Those deleted longer ago than any list lags are of no more interest.
-        let lag = self.faults.list_lag_ms + MINUTE_MS;
-        self.servers
-            .retain(|_, real| real.back.is_some() || real.deleted.is_none_or(|deleted| now.since(deleted) < lag));
-        let listed = self.servers.values().filter(|real| real.is_listed(now));
+        let listed = self.listed(now);
         let mut list: Vec<Server> =
             listed.map(|real| Server { id: real.id, name: real.name.clone(), created: real.created }).collect();
         if !list.is_empty() && self.happens(self.faults.slipped) {
@@ -359,6 +379,16 @@ impl Cloud {
         }
         self.slipped = None;
         Some(list)
+    }
+
+    /// What lists show now, by number, where nothing breaks or slips.
+    pub fn listed(&mut self, now: Time) -> impl Iterator<Item = &Real> {
+        self.settle(now);
+        // Those deleted longer ago than any list lags are of no more interest.
+        let lag = self.faults.list_lag_ms + MINUTE_MS;
+        self.servers
+            .retain(|_, real| real.back.is_some() || real.deleted.is_none_or(|deleted| now.since(deleted) < lag));
+        self.servers.values().filter(move |real| real.is_listed(now))
     }
 
     /// One machine by its number, as a reader sees it: a new one may not be found yet.
@@ -374,6 +404,11 @@ impl Cloud {
         if let Some(retry_after_ms) = self.limited(now) {
             return Delete::TooMany { retry_after_ms };
         }
+        self.unmake(id, now)
+    }
+
+    /// What comes of a request to delete one that is not over the limit.
+    pub fn unmake(&mut self, id: ServerId, now: Time) -> Delete {
         if self.get(id, now).is_none() {
             return Delete::Absent;
         }
@@ -419,6 +454,11 @@ impl Cloud {
     /// Those that exist.
     pub fn existing(&self, now: Time) -> impl Iterator<Item = &Real> {
         self.servers.values().filter(move |real| real.exists(now))
+    }
+
+    /// The numbers of all that were made and are remembered, those that do not exist yet or any more among them.
+    pub fn known(&self) -> impl Iterator<Item = ServerId> {
+        self.servers.keys().copied()
     }
 
     /// One that exists, as it is.
