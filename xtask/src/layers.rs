@@ -29,6 +29,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &["bulkhead-core", "bulkhead-trust", "bulkhead-wire", "bulkhead-store", "bulkhead-image", "bulkhead-fleet"],
     ),
     ("bulkhead-sim", &["bulkhead-core", "bulkhead-scale"]),
+    ("bulkhead-fake-do", &["bulkhead-scale", "bulkhead-sim", "bulkhead-provider"]),
     ("bulkhead-fuzz", &["bulkhead-core", "bulkhead-trust", "bulkhead-wire", "bulkhead-store"]),
     ("xtask", &["bulkhead-testkit", "bulkhead-core", "bulkhead-fuzz"]),
 ];
