@@ -9,6 +9,7 @@
 //! - 422 is the answer to what is wrong, to what works a moment later, to
 //!   quotas and to deleting while something is under way. The message tells.
 //! - A new droplet may be absent by its number.
+//! - Lists leave out droplets with GPUs, so a pool of those cannot be had.
 //! - `DELETE /v2/droplets?tag_name=` deletes everything with a tag. There is
 //!   no code here that could send it.
 
@@ -126,9 +127,10 @@ impl DigitalOcean {
         let sizes: Vec<Body> = self.all("/v2/sizes", "sizes", |size: &Body| size.slug.clone())?;
         let read = |body: Body| {
             let value = body.price_hourly.get();
-            let wrong = || ProviderError::Wanted { what: "price of an hour", value: value.to_owned() };
+            let wrong = || ProviderError::Price { size: body.slug.clone(), value: value.to_owned() };
+            let per_hour = read::amount(value).ok_or_else(wrong)?;
             Ok(Size {
-                per_hour: read::amount(value).ok_or_else(wrong)?,
+                per_hour,
                 slug: body.slug,
                 memory_mib: body.memory,
                 processors: body.vcpus,

@@ -4,7 +4,8 @@
 //! the other side a moment ago, and then nobody knows what became of what was
 //! sent over it. `Watch` sits on top of the connection (inside TLS) and notes
 //! when the first byte of a request is handed over: what fails before that was
-//! not sent.
+//! not sent. The handshake of TLS is made at that moment: one that fails counts
+//! as sent, which errs on the safe side.
 
 use crate::{ProviderError, Said, limiter::Limiter};
 use bulkhead_scale::MINUTE_MS;

@@ -316,6 +316,14 @@ pub enum ProviderError {
         /// Method and path.
         request: String,
     },
+    /// A price that cannot be read.
+    #[error("`{value}`, the price of {size}, is not an amount")]
+    Price {
+        /// Of which size.
+        size: String,
+        /// As it was said.
+        value: String,
+    },
     /// A list that was different each time that it was read.
     #[error("the list of {what} changed while it was read, {tries} times")]
     Unsteady {
