@@ -124,7 +124,7 @@ fn read_request(stream: &mut TcpStream) -> String {
 
 fn settings(url: &str) -> Settings {
     let mut settings = Settings::new(url, Token::new(TOKEN).unwrap());
-    settings.timeout = Duration::from_millis(400);
+    settings.timeout = Duration::from_secs(1);
     settings
 }
 
@@ -189,6 +189,7 @@ fn digitalocean_creates() {
         (sends(202, &made(7, "another")), Unclear),
         (sends(204, ""), Unclear),
         (Does::Sends(answer(307, "location: /v2/droplets\r\n", "")), Unclear),
+        (Does::Sends(answer(302, "location: /v2/droplets\r\n", "")), Unclear),
         (sends(500, &error("server_error", "Unexpected")), Unclear),
         (sends(503, ""), Unclear),
         (sends(408, ""), Unclear),
@@ -222,6 +223,7 @@ fn hetzner_creates() {
     let created = format!(r#"{{"server": {{"id": 42, "name": "{NAME}"}}, "action": {{}}, "root_password": null}}"#);
     for (script, expected) in [
         (vec![sends(201, &created)], Made(ServerId(42))),
+        (vec![sends(201, &created.replace(NAME, "another"))], Unclear),
         (vec![sends(409, &said("uniqueness_error")), sends(200, &list(1))], Made(ServerId(42))),
         (vec![sends(409, &said("uniqueness_error")), sends(200, &list(0))], Unclear),
         (vec![sends(409, &said("uniqueness_error")), Does::Nothing], Unclear),
@@ -330,6 +332,11 @@ fn lists_are_whole_or_errors() {
     // Another one came while it was read.
     assert_eq!(
         check(vec![page(201, 1..=200), page(202, [201, 202]), page(202, 1..=200), page(202, [201, 202])], Ok(202)),
+        4
+    );
+    // Another one came, and as many were read as the first page said.
+    assert_eq!(
+        check(vec![page(201, 1..=200), page(202, [202]), page(202, 1..=200), page(202, [201, 202])], Ok(202)),
         4
     );
     // One went and one came, and the totals agree.

@@ -16,7 +16,7 @@ fn fake(options: Options) -> Fake {
 
 fn client_with(fake: &Fake, token: &str) -> DigitalOcean {
     let mut settings = Settings::new(fake.url(), Token::new(token).unwrap());
-    settings.timeout = Duration::from_millis(500);
+    settings.timeout = Duration::from_secs(2);
     DigitalOcean::new(settings, &"acme".parse().unwrap()).unwrap()
 }
 
