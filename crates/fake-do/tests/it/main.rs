@@ -277,3 +277,33 @@ fn nothing_is_guessed() {
     assert!((5..60).contains(&unclear), "{unclear}");
     check_conformance(&fake);
 }
+
+/// What the client cannot send.
+#[test]
+fn without_a_token_and_by_tag() {
+    use std::io::{Read as _, Write as _};
+    let fake = fake(Options::default());
+    let one = made(&client(&fake), 1);
+    let send = |line: &str, token: &str| {
+        let mut stream = std::net::TcpStream::connect(fake.url().strip_prefix("http://").unwrap()).unwrap();
+        write!(stream, "{line} HTTP/1.1\r\nhost: fake\r\n{token}connection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let token = "authorization: Bearer any\r\n";
+    for (line, token, expected) in [
+        ("GET /v2/droplets", "", "HTTP/1.1 401"),
+        ("GET /v2/droplets", "authorization: Bearer \r\n", "HTTP/1.1 401"),
+        ("GET /v2/droplets", token, "HTTP/1.1 200"),
+        ("GET /v2/droplets?per_page=201", token, "HTTP/1.1 422"),
+        ("GET /v2/droplets?name=a&tag_name=b", token, "HTTP/1.1 422"),
+        ("GET /v2/nothing", token, "HTTP/1.1 404"),
+        ("DELETE /v2/droplets?tag_name=bulkhead-acme", token, "HTTP/1.1 500"),
+    ] {
+        let answer = send(line, token);
+        assert!(answer.starts_with(expected), "{line}: {answer}");
+    }
+    assert_eq!(fake.deletes_by_tag(), 1);
+    assert_eq!(fake.existing(), [(one, name(1))]);
+}
