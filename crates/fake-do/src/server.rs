@@ -151,6 +151,21 @@ impl Fake {
         world.cloud.existing(now).map(|real| (real.id, real.name.clone())).collect()
     }
 
+    /// How many requests to create one there were.
+    #[must_use]
+    pub fn creates(&self) -> u64 {
+        self.shared.world().cloud.asked
+    }
+
+    /// How many exist because a deletion was undone, and how many will yet.
+    #[must_use]
+    pub fn undone(&self) -> (usize, usize) {
+        let now = self.shared.clock.now();
+        let mut world = self.shared.world();
+        world.cloud.settle(now);
+        (world.cloud.undead(), world.cloud.returning())
+    }
+
     /// What all of them have cost.
     #[must_use]
     pub fn bill(&self) -> Micros {

@@ -1,15 +1,15 @@
 //! The loop is killed, again and again, at any moment, while it buys and gives back machines of a fake of DigitalOcean's
 //! API that misbehaves. In the end nothing is left over, and nothing was forgotten.
 //!
-//! This program is both sides: the test, and the loop that it kills (`CHILD`).
+//! This program is both sides: the test, and the loop that it kills (`CHILD`). `CREATES=1000` kills for longer.
+
+#![expect(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "it is a test with its own `main`")]
 
 use bulkhead_core::{FleetName, PoolName};
 use bulkhead_fake_do::{Fake, Faults, Options};
 use bulkhead_pool::{Clock, Database, Means, Nodes, Provided, Request, Runner, ask};
 use bulkhead_provider::{DigitalOcean, Image, Settings, Token, UserData, Wanted};
-use bulkhead_scale::{
-    Billing, Caps, InstanceId, Limits, Machine, Micros, Pool, Room, SECOND_MS, State, Time,
-};
+use bulkhead_scale::{Billing, Caps, InstanceId, Limits, Machine, Micros, Pool, Room, SECOND_MS, State, Time};
 use std::{
     collections::BTreeMap,
     env, fs,
@@ -20,14 +20,14 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-/// So many seconds pass here in each real one: a boot takes half a second.
-const SPEED: u32 = 60;
+/// So many seconds pass here in each real one: a boot takes a fifth of one.
+const SPEED: u32 = 240;
 /// Requests to create after which no more are provoked.
-const CREATES: usize = 1_000;
+const CREATES: u64 = 60;
 const SLOTS: u32 = 3;
 const MACHINES: u32 = 12;
 /// How long everything may take to come to rest: deletions that are undone come back within hours of the fake's clock.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
@@ -78,7 +78,7 @@ fn open(folder: &Path, url: &str, began_ms: u64) -> Runner {
     pool.caps = Caps { machines: Some(MACHINES), ..Caps::default() };
     pool.idle_ms = 20 * SECOND_MS;
     let limits = Limits { creations: 10_000, ..Limits::default() };
-    let settings = Settings { timeout: Duration::from_secs(2), ..Settings::new(url, Token::new("secret").unwrap()) };
+    let settings = Settings { timeout: Duration::from_millis(500), ..Settings::new(url, Token::new("secret").unwrap()) };
     let wanted = Wanted {
         name: "".into(),
         user_data: UserData::default(),
@@ -96,11 +96,19 @@ fn open(folder: &Path, url: &str, began_ms: u64) -> Runner {
         servers: Arc::new(Provided::new(
             provider,
             BTreeMap::from([(pool_name(), wanted)]),
-            Box::new(move |line| if !quiet { eprintln!("  {line}") }),
+            Box::new(move |line| {
+                if !quiet {
+                    eprintln!("  {line}")
+                }
+            }),
         )),
         nodes: Arc::new(Folders(folder.join("machines"))),
         clock,
-        log: Box::new(move |at, line| if !quiet { eprintln!("{at} {line}") }),
+        log: Box::new(move |at, line| {
+            if !quiet {
+                eprintln!("{at} {line}")
+            }
+        }),
     };
     let database = Database::open(&folder.join("pool.db")).unwrap();
     Runner::new(database, fleet, limits, vec![pool], means).unwrap()
@@ -129,7 +137,8 @@ fn main() {
     if arguments.iter().any(|argument| argument == "--list") {
         return println!("killed_at_any_moment: test");
     }
-    if arguments.iter().skip(1).any(|argument| !argument.starts_with('-') && !"killed_at_any_moment".contains(argument)) {
+    if arguments.iter().skip(1).any(|argument| !argument.starts_with('-') && !"killed_at_any_moment".contains(argument))
+    {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -155,17 +164,21 @@ fn main() {
         ask(&path, &request).unwrap();
     };
     let began = Instant::now();
+    let enough = env::var("CREATES").map_or(CREATES, |text| text.parse().unwrap());
     let (mut kills, mut creates) = (0, 0);
-    while creates < CREATES {
+    while creates < enough {
         assert!(began.elapsed() < Duration::from_secs(900), "{creates} requests to create in {:?}", began.elapsed());
-        scale(rng.u32(0..=MACHINES * SLOTS));
         let life = spawn();
-        thread::sleep(Duration::from_millis(rng.u64(20..1_500)));
+        let ends = Instant::now() + Duration::from_millis(rng.u64(20..3_000));
+        while Instant::now() < ends {
+            scale(rng.u32(0..=MACHINES * SLOTS));
+            thread::sleep((ends - Instant::now()).min(Duration::from_millis(300)));
+        }
         drop(life);
         kills += 1;
         creates = fake.creates();
         let there = fake.existing().len();
-        assert!(there <= MACHINES as usize + fake.undead(), "{there} machines");
+        assert!(there <= MACHINES as usize + fake.undone().0, "{there} machines");
     }
     // Nothing is wanted any more, nothing misbehaves, nobody kills.
     scale(0);
@@ -173,10 +186,8 @@ fn main() {
     let life = spawn();
     let began_rest = Instant::now();
     loop {
-        // Deletions that will be undone are undone within hours.
-        fake.advance(0);
         thread::sleep(Duration::from_millis(500));
-        if fake.existing().is_empty() && fake.returning() == 0 {
+        if fake.existing().is_empty() && fake.undone() == (0, 0) {
             break;
         }
         assert!(began_rest.elapsed() < PATIENCE, "left over: {:?}", fake.existing());

@@ -351,7 +351,7 @@ impl Cloud {
         self.made += 1;
         if self.happens(self.faults.vanishes) {
             let after = self.rng.u64(LATE_MS..24 * HOUR_MS);
-            self.changes.insert((now.plus(after), Change::Vanishes, id));
+            self.changes.insert((created.plus(after), Change::Vanishes, id));
         }
         if is_late {
             self.changes.insert((created, Change::Appears, id));
@@ -449,6 +449,12 @@ impl Cloud {
     #[must_use]
     pub fn undead(&self) -> usize {
         self.undead
+    }
+
+    /// How many do not exist now and will again, because their deletion is going to be undone.
+    #[must_use]
+    pub fn returning(&self) -> usize {
+        self.changes.iter().filter(|(_, change, _)| *change == Change::Returns).count()
     }
 
     /// Those that exist.
