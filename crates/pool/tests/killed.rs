@@ -78,7 +78,8 @@ fn open(folder: &Path, url: &str, began_ms: u64) -> Runner {
     pool.caps = Caps { machines: Some(MACHINES), ..Caps::default() };
     pool.idle_ms = 20 * SECOND_MS;
     let limits = Limits { creations: 10_000, ..Limits::default() };
-    let settings = Settings { timeout: Duration::from_millis(500), ..Settings::new(url, Token::new("secret").unwrap()) };
+    let settings =
+        Settings { timeout: Duration::from_millis(500), ..Settings::new(url, Token::new("secret").unwrap()) };
     let wanted = Wanted {
         name: "".into(),
         user_data: UserData::default(),
