@@ -73,8 +73,9 @@ fn violations(metadata: &Metadata) -> Vec<String> {
             continue;
         };
         for dependency in package.dependencies.iter().filter(|dependency| dependency.path.is_some()) {
-            // Tests may use the test kit and whatever their crate may use.
-            let for_tests = dependency.kind.as_deref() == Some("dev") && dependency.name.starts_with("bulkhead-test");
+            // Tests may use the test kit, fakes, and whatever their crate may use.
+            let is_kit = ["bulkhead-test", "bulkhead-fake"].iter().any(|kit| dependency.name.starts_with(kit));
+            let for_tests = dependency.kind.as_deref() == Some("dev") && is_kit;
             if !for_tests && !allowed.contains(&dependency.name.as_str()) {
                 wrong.push(format!("{} uses {}", package.name, dependency.name));
             }
