@@ -77,6 +77,7 @@ mod tests {
             port,
             host_key: Some("ssh-ed25519 AAAA".into()),
             provider: None,
+            pool: None,
         };
         let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
         set(&mut document, &a, &node("203.0.113.7", Some(2222)));

@@ -660,6 +660,7 @@ mod tests {
             port: None,
             host_key: Some(key.into()),
             provider: None,
+            pool: None,
         };
         let memory = Memory::at(cache.path().join("nodes"));
         let mut something = Remembered::default();

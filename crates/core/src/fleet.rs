@@ -3,7 +3,7 @@
 
 use crate::{
     manifest::Platform,
-    name::{EnvironmentName, FleetName, NodeName},
+    name::{EnvironmentName, FleetName, NodeName, PoolName},
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -62,4 +62,8 @@ pub struct FleetNode {
     /// Who made the machine: absent for one adopted by hand, `local` for `bulkhead local up`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<String>,
+    /// The pool that it was bought for: it runs instances of granted apps, and deploys pass it by. Such nodes stand not
+    /// in `fleet.toml` but in what the loop that buys them keeps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
 }

@@ -12,6 +12,7 @@
 //! | [`name`] | validated names of apps, services, nodes, … |
 //! | [`image`] | the canonical description of an image, and its id |
 //! | [`manifest`] | `bulkhead.toml` |
+//! | [`grant`] | what a program may do by itself on the machines that it buys |
 //! | [`node`] | who a node is, and what its installation is given |
 //! | [`order`] | signed statements of what must run |
 //! | [`signed`] | a document with its signatures |
@@ -24,6 +25,7 @@
 
 pub mod digest;
 pub mod fleet;
+pub mod grant;
 pub mod image;
 pub mod manifest;
 pub mod name;

@@ -2,7 +2,7 @@
 //! installation is given. Both are written and read with root's rights only,
 //! so nothing in them is signed but the policy, which every node pins.
 
-use crate::name::{EnvironmentName, FleetName, NodeName};
+use crate::name::{EnvironmentName, FleetName, NodeName, PoolName};
 use serde::{Deserialize, Serialize};
 
 /// Stock units that listen to a network and have no place on a node: an
@@ -39,6 +39,9 @@ pub struct NodeIdentity {
     pub node: NodeName,
     /// The one environment it belongs to.
     pub environment: EnvironmentName,
+    /// The pool that it was bought for. Only then it takes orders that rest on a scale grant ([`crate::grant`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
 }
 
 /// What `bulkhead-agent install` reads from standard input.
@@ -51,6 +54,9 @@ pub struct NodeConfig {
     pub node: NodeName,
     /// The one environment it belongs to.
     pub environment: EnvironmentName,
+    /// The pool that it was bought for; see [`NodeIdentity::pool`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
     /// The exact text of the policy, as it was signed. Its couriers' keys are the ones that may connect.
     pub policy: String,
     /// Armoured SSHSIG signatures over the policy's bytes.
@@ -64,6 +70,7 @@ impl NodeConfig {
     /// The part that the node keeps as `/etc/bulkhead/node.json`.
     #[must_use]
     pub fn identity(&self) -> NodeIdentity {
-        NodeIdentity { fleet: self.fleet.clone(), node: self.node.clone(), environment: self.environment.clone() }
+        let Self { fleet, node, environment, pool, .. } = self.clone();
+        NodeIdentity { fleet, node, environment, pool }
     }
 }

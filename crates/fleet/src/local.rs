@@ -677,6 +677,7 @@ impl Local {
                 fleet: self.state.fleet.clone(),
                 node: state.name.clone(),
                 environment: state.environment.clone(),
+                pool: None,
                 policy: policy.policy.clone(),
                 signatures: policy.signatures.clone(),
                 host_key: None,

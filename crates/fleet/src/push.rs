@@ -151,6 +151,8 @@ pub struct Papers {
     pub statements: Vec<SignedText>,
     /// The standing order that covers it.
     pub standing: Option<SignedText>,
+    /// The scale grant that it rests on.
+    pub grant: Option<SignedText>,
     /// The sealed values that it pins, for each node in base64.
     pub secrets: BTreeMap<NodeName, BTreeMap<SecretName, String>>,
 }
@@ -579,11 +581,11 @@ impl Pushing<'_> {
         let image = offer.as_ref().map(|offer| offer.id);
         let wait = if self.is_asking { patience(&order.bytes, self.push.wait) } else { self.push.wait };
         let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
-        let Papers { statements, standing, secrets } = &self.push.papers;
-        let (statements, standing) = (statements.clone(), standing.clone());
+        let Papers { statements, standing, grant, secrets } = &self.push.papers;
+        let (statements, standing, grant) = (statements.clone(), standing.clone(), grant.clone());
         let secrets = secrets.get(&self.target.node).cloned().unwrap_or_default();
         let signatures = order.signatures.clone();
-        let ask = Ask::Submit(Submit { signatures, image: offer, wait_ms, statements, standing, secrets });
+        let ask = Ask::Submit(Submit { signatures, image: offer, wait_ms, statements, standing, grant, secrets });
         self.timings.packs += u32::from(!expected.items.is_empty());
         let Conversation { mut outgoing, incoming, ending, .. } = client.begin(ask).await?;
         let upload = Upload { bytes: AtomicU64::new(0), told: Mutex::new(Instant::now()) };

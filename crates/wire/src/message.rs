@@ -115,6 +115,9 @@ pub struct Submit {
     /// The standing order that covers it.
     #[serde(default)]
     pub standing: Option<SignedText>,
+    /// The scale grant that it rests on.
+    #[serde(default)]
+    pub grant: Option<SignedText>,
     /// The sealed values that the order pins for this node, in base64.
     #[serde(default)]
     pub secrets: BTreeMap<SecretName, String>,

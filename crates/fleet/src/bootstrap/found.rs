@@ -228,6 +228,7 @@ mod tests {
             fleet: "acme".parse().unwrap(),
             node: "web-1".parse().unwrap(),
             environment: "staging".parse().unwrap(),
+            pool: None,
         }
     }
 

@@ -359,6 +359,7 @@ mod tests {
             port: None,
             host_key: None,
             provider: None,
+            pool: None,
         }
     }
 

@@ -105,6 +105,7 @@ impl Sshd {
             port: Some(self.port),
             host_key: Some(self.host_key()),
             provider: None,
+            pool: None,
         }
     }
 

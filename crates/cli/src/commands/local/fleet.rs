@@ -274,6 +274,7 @@ fn enter(files: &FleetFiles, nodes: &[LocalNode]) -> Result<()> {
                 port: None,
                 host_key: node.host_key.clone(),
                 provider: Some(PROVIDER.to_owned()),
+                pool: None,
             };
             inventory::set(document, &node.name, &entry);
         }

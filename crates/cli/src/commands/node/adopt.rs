@@ -158,6 +158,7 @@ async fn adopt(
         fleet: session.files.fleet.fleet.clone(),
         node: name.clone(),
         environment: args.environment.environment.clone(),
+        pool: None,
     };
     let obstacles = found.obstacles(agent.architecture, &identity);
     if !obstacles.is_empty() {
@@ -172,6 +173,7 @@ async fn adopt(
         port: port(args, machine)?,
         host_key: None,
         provider: None,
+        pool: None,
     };
     target_as_node(session, &name, &node)?;
 
@@ -440,6 +442,7 @@ fn config(session: &Session, identity: &NodeIdentity) -> Result<NodeConfig> {
         fleet: identity.fleet.clone(),
         node: identity.node.clone(),
         environment: identity.environment.clone(),
+        pool: identity.pool.clone(),
         policy: String::from_utf8(session.policy.bytes.clone())
             .map_err(|error| Error::during(Kind::Configuration, "the policy is not text", &error))?,
         signatures: session.policy.signatures.clone(),
@@ -532,7 +535,7 @@ impl Plan<'_> {
         facts.extend(systemd.map(|version| format!("systemd {version}")));
         facts.extend(openssh.map(|(major, minor)| format!("OpenSSH {major}.{minor}")));
         facts.push(format!("{} free", size(free_kib * 1024)));
-        let NodeIdentity { fleet, node, environment } = self.identity;
+        let NodeIdentity { fleet, node, environment, .. } = self.identity;
         let mut out = format!("{}: {}\n", paint.bold(&self.args.machine.host), facts.join(", "));
         putln!(out, "host key {}", self.host_key_from);
         putln!(out, "\nbecomes the node {} of {fleet}, environment {environment}:", paint.bold(node.as_str()));
