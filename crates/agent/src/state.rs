@@ -8,6 +8,7 @@
 //! apps/APP/releases/N/order.json    the order's exact bytes
 //! apps/APP/releases/N/signatures.json
 //! apps/APP/releases/N/standing.json the standing order it used, where it did
+//! apps/APP/releases/N/grant.json    the scale grant it rests on, where it does
 //! apps/APP/releases/N/secrets/NAME.sealed   a secret as it came, sealed to the node
 //! apps/APP/releases/N/secrets/NAME.cred     the same, as its unit loads it: under the key of the node's systemd
 //! apps/APP/releases/N/record.json   Record: who signed, when accepted, how it ended
@@ -181,6 +182,9 @@ pub struct Record {
     /// Whether that was because it goes back to a fallback of what was live then.
     #[serde(default)]
     pub is_fallback: bool,
+    /// Whether that was because a scale grant covers it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_granted: bool,
 }
 
 /// An order that is about to be accepted.
@@ -192,6 +196,8 @@ pub struct Accepting<'a> {
     pub signatures: &'a [String],
     /// The standing order that it uses.
     pub standing: Option<&'a SignedText>,
+    /// The scale grant that it rests on.
+    pub grant: Option<&'a SignedText>,
     /// What is recorded of it.
     pub record: &'a Record,
     /// The secrets of its services.
@@ -443,7 +449,7 @@ impl App {
     /// # Errors
     /// It is not accepted.
     pub fn accept(&self, number: u64, accepting: &Accepting<'_>) -> Result<(), FileError> {
-        let Accepting { order, signatures, standing, record, secrets } = *accepting;
+        let Accepting { order, signatures, standing, grant, record, secrets } = *accepting;
         let mut uses = self.head()?.uses;
         let releases = self.directory.join("releases");
         make_private(&releases)?;
@@ -465,6 +471,9 @@ impl App {
             put("standing.json", &serde_json::to_vec(standing).unwrap_or_default())?;
             let used = uses.entry(StandingOrder::id(standing.text.as_bytes())).or_default();
             *used = used.saturating_add(1);
+        }
+        if let Some(grant) = grant {
+            put("grant.json", &serde_json::to_vec(grant).unwrap_or_default())?;
         }
         if !secrets.is_empty() {
             make_private(&fresh.join("secrets"))?;

@@ -48,6 +48,7 @@ impl Proof {
             signatures: &signed.signatures,
             statements: &release.statements,
             standing: release.standing.as_ref(),
+            grant: None,
         };
         let order = verify_accepted(&presented, &self.policy, &accepted)
             .map_err(|refusal| refused(refusal.message))?

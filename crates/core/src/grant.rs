@@ -18,7 +18,6 @@ use crate::{
     digest::OrderId,
     name::{AppName, EnvironmentName, FleetName, PoolName, ServiceName},
     order::{Action, Order, Run, ServiceSpec, check_services},
-    policy::key_blob,
     signed::document_bytes,
     time::Timestamp,
 };
@@ -58,7 +57,7 @@ pub struct Grant {
     pub instances: u32,
     /// When it was made, by the signer's clock.
     pub issued: Timestamp,
-    /// From when on it allows nothing. What runs goes on, and can be stopped by release keys.
+    /// From when on nothing more is run. What runs goes on, and can be stopped still.
     pub not_after: Timestamp,
 }
 
@@ -145,7 +144,7 @@ impl Grant {
         Ok(())
     }
 
-    /// Whether it covers this order, which came signed by this key (an OpenSSH public key), on a node of this pool.
+    /// Whether it covers this order on a node of this pool. Who signed the order is for whoever verifies.
     ///
     /// # Errors
     /// What it does not cover, in a sentence.
@@ -157,9 +156,6 @@ impl Grant {
             Some(pool) if *pool == self.pool => {}
             Some(pool) => return Err(format!("the grant is for pool `{}`; this node is of `{pool}`", self.pool)),
             None => return Err(format!("the grant is for pool `{}`; this node is of none", self.pool)),
-        }
-        if self.not_after <= now {
-            return Err(format!("the grant ended at {}", self.not_after));
         }
         if !(1..=self.instances).any(|number| self.instance(number).as_ref() == Some(&order.app)) {
             return Err(format!(
@@ -177,17 +173,14 @@ impl Grant {
             return Err("no grant lets anybody use counters up".into());
         }
         match &order.action {
+            // Whoever began it may end it, later too.
+            Action::Run(_) if self.not_after <= now => Err(format!("the grant ended at {}", self.not_after)),
             Action::Run(run) if run.id() != self.run.id() => Err("the grant is to run something else".into()),
             Action::Run(run) if !run.fallback.is_empty() => Err("no grant lets anybody list fallbacks".into()),
-            Action::Run(_) | Action::Stop { .. } | Action::Remove { .. } => Ok(()),
+            Action::Remove { volumes: true } => Err("no grant lets anybody delete volumes".into()),
+            Action::Run(_) | Action::Stop { .. } | Action::Remove { volumes: false } => Ok(()),
             other => Err(format!("the grant is to run, stop and remove instances, and not to {}", other.verb())),
         }
-    }
-
-    /// Whether this OpenSSH public key is the one that it is given to.
-    #[must_use]
-    pub fn is_for(&self, key: &str) -> bool {
-        key_blob(key) == key_blob(&self.key)
     }
 }
 
@@ -195,6 +188,14 @@ impl Grant {
 #[must_use]
 pub fn workload(app: &AppName, service: &ServiceName) -> String {
     format!("{app}/{service}")
+}
+
+/// The app that one is an instance of, by its name alone.
+#[must_use]
+pub fn app_of(instance: &AppName) -> Option<AppName> {
+    let (app, number) = instance.as_str().rsplit_once('-')?;
+    let is_number = number.bytes().all(|byte| byte.is_ascii_digit()) && !number.starts_with('0');
+    if is_number && !number.is_empty() { app.parse().ok() } else { None }
 }
 
 fn instance(app: &AppName, number: u32) -> Option<AppName> {

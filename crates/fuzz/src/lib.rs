@@ -10,6 +10,7 @@
 
 use bulkhead_core::{
     FileDigest, ImageId, Timestamp,
+    grant::Grant,
     image::{Entry, Image, ImageConfig, Node},
     notice::{Discharge, Heartbeat, Revocation, Revoked},
     order::{Action, Health, HealthCheck, Order, Run, ServiceSpec},
@@ -49,6 +50,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "policy", run: policy, seeds: policies },
     Target { name: "statement", run: statement, seeds: statements },
     Target { name: "standing", run: standing, seeds: standings },
+    Target { name: "grant", run: grant, seeds: grants },
     Target { name: "notice", run: notice, seeds: notices },
     Target { name: "frame", run: frames, seeds: framed },
     Target { name: "message", run: message, seeds: messages },
@@ -221,6 +223,32 @@ fn standings() -> Vec<Vec<u8>> {
         })
     };
     make().map(|standing| standing.to_bytes()).into_iter().collect()
+}
+
+fn grant(bytes: &[u8]) -> bool {
+    let Ok(grant) = Grant::parse(bytes) else { return false };
+    assert!(!grant.workload().is_empty() && grant.instance(grant.instances).is_some());
+    assert_eq!(Grant::parse(&grant.to_bytes()), Ok(grant));
+    true
+}
+
+fn grants() -> Vec<Vec<u8>> {
+    let make = || {
+        Some(Grant {
+            format: 1,
+            fleet: "acme".parse().ok()?,
+            environment: "staging".parse().ok()?,
+            pool: "kernels".parse().ok()?,
+            app: "notes".parse().ok()?,
+            run: Run::new(ImageId([7; 32]), vec![ServiceSpec { secrets: BTreeSet::new(), ..service()? }]),
+            key: "ssh-ed25519 AAAA".into(),
+            machines: 3,
+            instances: 23,
+            issued: Timestamp(0),
+            not_after: Timestamp(1000),
+        })
+    };
+    make().map(|grant| grant.to_bytes()).into_iter().collect()
 }
 
 fn notice(bytes: &[u8]) -> bool {

@@ -112,6 +112,8 @@ pub enum Rule {
     BreakGlass,
     /// A standing order does not cover it, or is used up.
     Standing,
+    /// A scale grant does not cover it, or is not signed well enough.
+    Grant,
 }
 
 impl fmt::Display for Rule {
@@ -135,6 +137,7 @@ impl fmt::Display for Rule {
             Self::NotGreen => "not-green",
             Self::BreakGlass => "break-glass",
             Self::Standing => "standing",
+            Self::Grant => "grant",
         })
     }
 }
@@ -195,6 +198,7 @@ mod tests {
             (Rule::NotGreen, "not-green"),
             (Rule::BreakGlass, "break-glass"),
             (Rule::Standing, "standing"),
+            (Rule::Grant, "grant"),
         ];
         for (rule, word) in words {
             assert_eq!(rule.to_string(), word);

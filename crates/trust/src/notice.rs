@@ -217,6 +217,7 @@ mod tests {
             fleet: &policy.fleet,
             environment: &environment,
             node: &node,
+            pool: None,
             policy: &policy,
             now,
             minimum_time: Timestamp(0),

@@ -11,18 +11,20 @@
 //! | stop, restart | one release key |
 //! | start, remove | as many release keys as the environment's easiest way |
 //! | look with a tool | as many release keys as the environment says for it (`look`) |
+//! | run, stop or remove an instance, within a scale grant | the key that the grant names; and what an order to run the image would need, of the grant |
 //!
 //! Last comes where the app stands on the node. Its counter goes up by exactly
 //! one, so no thief of a key can use counters up; see [`FLOOR_STEP_MAX`].
 
 use crate::{
-    Refusal, Rule, SignedText, Verified,
+    PublicKey, Refusal, Rule, SignedText, Verified,
     green::{Colour, colour},
     signers::{Found, holders, presented_by, signers},
 };
 use bulkhead_core::{
-    AppName, BootId, EnvironmentName, FleetName, ImageId, NodeName, OrderId, RunId, SecretDigest, SecretName,
+    AppName, BootId, EnvironmentName, FleetName, ImageId, NodeName, OrderId, PoolName, RunId, SecretDigest, SecretName,
     Timestamp,
+    grant::{GRANT_MAX_BYTES, Grant, NAMESPACE as GRANT_NAMESPACE},
     notice::{Heartbeat, Revoked},
     order::{Action, NAMESPACE, ORDER_MAX_BYTES, Order, Run, Target},
     policy::{Demand, Environment, Isolation, Policy, Role},
@@ -53,6 +55,8 @@ pub struct Context<'a> {
     pub environment: &'a EnvironmentName,
     /// Its name.
     pub node: &'a NodeName,
+    /// The pool that it was bought for.
+    pub pool: Option<&'a PoolName>,
     /// The policy it enforces.
     pub policy: &'a Policy,
     /// Its clock.
@@ -80,6 +84,8 @@ pub struct Presented<'a> {
     pub statements: &'a [SignedText],
     /// A standing order.
     pub standing: Option<&'a SignedText>,
+    /// A scale grant. An order that comes with one is judged by it alone, whoever else signed.
+    pub grant: Option<&'a SignedText>,
 }
 
 /// Where the app stands on the node.
@@ -114,6 +120,8 @@ pub struct Live {
     pub image: ImageId,
     /// Whether glass was broken for it: then it is nothing to go back to on one key.
     pub broke_glass: bool,
+    /// Whether it runs on a scale grant, and not because people said so.
+    pub is_granted: bool,
 }
 
 /// Why an order was accepted.
@@ -127,6 +135,13 @@ pub enum Grounds {
     Fallback,
     /// It broke glass.
     BreakGlass,
+    /// A scale grant covers it.
+    Grant {
+        /// Which.
+        id: OrderId,
+        /// Who signed it.
+        by: Vec<String>,
+    },
 }
 
 /// An order to carry out.
@@ -164,6 +179,7 @@ pub fn authorize_order(
     check_revoked(&order, OrderId::of(presented.bytes), place.live, &revoked)?;
     let judge = Judge { presented, policy, signed: &signed, revoked: &revoked, order: &order };
     let granted = match &order.action {
+        _ if let Some(grant) = presented.grant => judge.grant(grant, context, &place)?,
         Action::Run(run) if is_fallback(run, &target, &place) && order.break_glass.is_none() => {
             judge.people(1).map(|()| Granted::plain(Grounds::Fallback))?
         }
@@ -278,6 +294,8 @@ struct Signed<'a> {
     environment: &'a Environment,
     release: Found,
     green: Found,
+    /// Keys that count only for an order that comes with a grant.
+    scale: Found,
 }
 
 impl<'a> Signed<'a> {
@@ -289,22 +307,32 @@ impl<'a> Signed<'a> {
         }
         let release = signers(bytes, presented.signatures, NAMESPACE, holders(policy, Role::Release));
         let green = signers(bytes, presented.signatures, NAMESPACE, holders(policy, Role::Green));
+        let scale_keys = holders(policy, Role::Scale).filter(|_| presented.grant.is_some());
+        let scale = signers(bytes, presented.signatures, NAMESPACE, scale_keys);
         let Some(environment) = policy.environments.get(name) else {
             let message = format!("the policy (version {}) has no environment `{name}`", policy.version);
             return Err(
                 Refusal::new(Rule::Environment, message).hint("add it to the policy and have the roots sign it")
             );
         };
-        if release.count() == 0 && green.count() == 0 {
+        if presented.grant.is_some() {
+            if scale.count() == 0 {
+                let message =
+                    format!("an order within a scale grant needs a scale key; presented: {}", scale.presented());
+                let hint = format!("scale keys are held by {}", policy.names_of(Role::Scale));
+                return Err(Refusal::new(Rule::Threshold, message).hint(hint));
+            }
+        } else if release.count() == 0 && green.count() == 0 {
             let message =
                 format!("an order for `{name}` needs {}; presented: {}", environment.shown(), release.presented());
             return Err(Refusal::new(Rule::Threshold, message).hint(who_could(policy)));
         }
-        Ok(Self { environment, release, green })
+        Ok(Self { environment, release, green, scale })
     }
 
     fn names(&self) -> Vec<String> {
-        let names: BTreeSet<&String> = self.release.names().chain(self.green.names()).collect();
+        let names: BTreeSet<&String> =
+            self.release.names().chain(self.green.names()).chain(self.scale.names()).collect();
         names.into_iter().cloned().collect()
     }
 }
@@ -376,12 +404,7 @@ impl Judge<'_> {
         if self.order.break_glass.is_some() {
             return self.break_glass();
         }
-        let Order { fleet, app, .. } = self.order;
-        let colour =
-            |statements: &[SignedText]| colour(statements, self.policy, self.revoked, fleet, app, run.image, now);
-        // What the node knows cannot be crowded out by what comes: a red mark stays.
-        let brought = &self.presented.statements[..self.presented.statements.len().min(STATEMENTS_MAX)];
-        let colour = colour(&place.statements).and(colour(brought));
+        let colour = self.colour(&self.order.app, run.image, now, place);
         let standing = self.standing(run, node, now, place);
         for demand in &self.signed.environment.accepts {
             if let Some(granted) = self.meets(demand, &colour, &standing) {
@@ -410,6 +433,68 @@ impl Judge<'_> {
             Rule::NotGreen => refusal.hint(format!("{hint}; CI states an image green with `bulkhead ci mark`")),
             _ => refusal,
         })
+    }
+
+    /// Whether a scale grant covers it that is worth what an order to run the image would be.
+    fn grant(&self, signed: &SignedText, context: &Context<'_>, place: &Place) -> Result<Granted, Refusal> {
+        let refuse = |message: String| Refusal::new(Rule::Grant, message);
+        let bytes = signed.text.as_bytes();
+        if bytes.len() > GRANT_MAX_BYTES {
+            return Err(refuse("the scale grant is longer than 256 KiB".into()));
+        }
+        let people = signers(bytes, &signed.signatures, GRANT_NAMESPACE, holders(self.policy, Role::Release));
+        let environment = self.signed.environment;
+        let worth = |needs: &str| {
+            let name = &self.order.environment;
+            let message = format!("a scale grant for `{name}` needs {needs}; presented: {}", people.presented());
+            refuse(message).hint(who_could(self.policy))
+        };
+        if people.count() < environment.people() as usize {
+            return Err(worth(&format!("{} release key(s)", environment.people())));
+        }
+        let grant = Grant::parse(bytes).map_err(refuse)?;
+        let id = Grant::id(bytes);
+        if self.revoked.iter().any(|revoked| revoked.orders.contains(&id)) {
+            return Err(Refusal::new(Rule::Revoked, format!("scale grant {} was revoked", id.short())));
+        }
+        if !PublicKey::parse(&grant.key).is_ok_and(|key| self.signed.scale.has(&key)) {
+            return Err(refuse("the scale grant is for another key than those that signed the order".into()));
+        }
+        grant.covers(self.order, context.pool, context.now).map_err(refuse)?;
+        if let Some(live) = place.live.filter(|live| !live.is_granted) {
+            let message = format!("`{}` runs here by order {} of people", self.order.app, live.order.short());
+            return Err(refuse(message).hint("no scale grant touches what people put there"));
+        }
+        let mut green = BTreeSet::new();
+        // What runs may be stopped whatever its image is by now.
+        if let Action::Run(run) = &self.order.action {
+            // Statements are about the app that was built, of which this is an instance.
+            let colour = self.colour(&grant.app, run.image, context.now, place);
+            let met = environment.accepts.iter().find(|demand| {
+                !demand.standing && people.count() >= demand.release as usize && is_green(demand, &colour)
+            });
+            let Some(met) = met else {
+                let refusal = worth(&environment.shown());
+                let rule = if people.count() > 0 { Rule::NotGreen } else { Rule::Grant };
+                let message = format!("{}; image {} {}", refusal.message, run.image.short(), shown(&colour));
+                return Err(Refusal { rule, message, ..refusal });
+            };
+            if met.green > 0 {
+                green = colour.green;
+            }
+        }
+        let by = people.into_names();
+        Ok(Granted { grounds: Grounds::Grant { id, by }, green, standing: None })
+    }
+
+    /// What is stated about an image, here and in what came.
+    fn colour(&self, app: &AppName, image: ImageId, now: Timestamp, place: &Place) -> Colour {
+        let colour = |statements: &[SignedText]| {
+            colour(statements, self.policy, self.revoked, &self.order.fleet, app, image, now)
+        };
+        // What the node knows cannot be crowded out by what comes: a red mark stays.
+        let brought = &self.presented.statements[..self.presented.statements.len().min(STATEMENTS_MAX)];
+        colour(&place.statements).and(colour(brought))
     }
 
     fn meets(&self, demand: &Demand, colour: &Colour, standing: &Result<OrderId, String>) -> Option<Granted> {

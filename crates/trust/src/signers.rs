@@ -90,6 +90,11 @@ impl Found {
         self.by_key.values()
     }
 
+    /// Whether this key is one of them.
+    pub(crate) fn has(&self, key: &PublicKey) -> bool {
+        self.by_key.contains_key(key)
+    }
+
     /// Their holders.
     pub(crate) fn into_names(self) -> Vec<String> {
         self.by_key.into_values().collect()

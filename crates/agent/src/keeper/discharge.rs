@@ -34,6 +34,7 @@ pub(super) fn discharge(
         fleet: &identity.fleet,
         environment: &identity.environment,
         node: &identity.node,
+        pool: identity.pool.as_ref(),
         policy: &policy,
         now: now(),
         minimum_time: state::minimum_time(paths).or_fail()?,

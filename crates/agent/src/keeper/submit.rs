@@ -32,7 +32,7 @@ use crate::{
     systemd, units,
 };
 use bulkhead_core::{
-    FileDigest, ImageId, OrderId, SignedText,
+    FileDigest, ImageId, OrderId, SignedText, grant,
     image::{DOCUMENT_MAX_BYTES, Image, Node},
     node::NodeIdentity,
     order::{Action, ORDER_MAX_BYTES, Order, Run, Tool},
@@ -173,11 +173,13 @@ pub fn submit(paths: &Paths, peer: &mut Peer, submit: &Submit, key: Option<&str>
             outcome,
             grounds: Some(grounds),
             is_fallback: authorized.grounds == Grounds::Fallback,
+            is_granted: matches!(authorized.grounds, Grounds::Grant { .. }),
         };
         let accepting = Accepting {
             order: &bytes,
             signatures: &submit.signatures,
             standing: submit.standing.as_ref().filter(|_| authorized.standing.is_some()),
+            grant: submit.grant.as_ref(),
             record: &record,
             secrets: &secrets,
         };
@@ -271,6 +273,7 @@ fn shown(authorized: &Authorized, reason: Option<&str>) -> String {
         Grounds::Fallback => "a fallback of what was live".to_owned(),
         Grounds::BreakGlass => format!("GLASS BROKEN: {}", reason.unwrap_or_default()),
         Grounds::Demand(demand) => demand.to_string(),
+        Grounds::Grant { id, by } => format!("scale grant {} of {}", id.short(), by.join(", ")),
     };
     if !authorized.green.is_empty() {
         let green: Vec<&str> = authorized.green.iter().map(String::as_str).collect();
@@ -412,6 +415,7 @@ fn authorize(
         signatures: &submit.signatures,
         statements: &submit.statements,
         standing: submit.standing.as_ref(),
+        grant: submit.grant.as_ref(),
     };
     // First the lock, for which it may have to wait long; then all that decides, as it is by then.
     let policy = papers::policy(paths).or_fail()?;
@@ -428,6 +432,7 @@ fn authorize(
         fleet: &identity.fleet,
         environment: &identity.environment,
         node: &identity.node,
+        pool: identity.pool.as_ref(),
         policy: &policy,
         now: now(),
         minimum_time: state::minimum_time(paths).or_fail()?,
@@ -444,7 +449,10 @@ fn authorize(
         let stand = || -> Result<Place, Box<Failure>> {
             let mut place = place(&app, &head, is_repeat, identity, submit.standing.as_ref())?;
             if let Action::Run(run) = &order.action {
-                place.statements = papers::statements(paths, &policy, &order.app, run.image).or_fail()?;
+                // An instance's image was built, and stated green, as that of the app that it is one of.
+                let instance_of = submit.grant.as_ref().and_then(|_| grant::app_of(&order.app));
+                let app = instance_of.as_ref().unwrap_or(&order.app);
+                place.statements = papers::statements(paths, &policy, app, run.image).or_fail()?;
             }
             Ok(place)
         };
@@ -489,7 +497,9 @@ fn place(
     let record = number.map(|number| app.record(number)).transpose().or_fail()?.flatten();
     let runs = match (&order, record) {
         (Some(Order { action: Action::Run(run), break_glass, .. }), Some(record)) => {
-            Some(Live { order: record.order, run: run.id(), image: run.image, broke_glass: break_glass.is_some() })
+            let broke_glass = break_glass.is_some();
+            let Record { order, is_granted, .. } = record;
+            Some(Live { order, run: run.id(), image: run.image, broke_glass, is_granted })
         }
         _ => None,
     };

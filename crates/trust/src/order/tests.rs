@@ -1,5 +1,7 @@
 //! Orders through a node, one change at a time.
 
+mod granted;
+
 use super::*;
 use crate::{green, policy::tests::policy, sshsig::tests::TestKey};
 use bulkhead_core::{
@@ -12,6 +14,8 @@ const NOW: Timestamp = Timestamp(1_000_000);
 const BOOT: BootId = BootId([9; 32]);
 /// The seed of `ci`'s key; people are 1 (ada), 2 (bob) and 5 (cleo).
 const CI: u8 = 3;
+/// The seed of the scale key's, which `zorro` holds.
+const SCALE: u8 = 7;
 
 fn target(counter: u64, previous: Option<u8>) -> Target {
     Target::new(counter, previous.map(|byte| OrderId([byte; 32])), BOOT)
@@ -81,6 +85,8 @@ struct Case {
     standing: Option<(StandingOrder, Vec<u8>)>,
     /// In the place of that.
     raw_standing: Option<SignedText>,
+    grant: Option<SignedText>,
+    pool: Option<PoolName>,
     uses: u32,
     revoked: Revoked,
     heartbeat: Option<Heartbeat>,
@@ -97,6 +103,8 @@ fn full_policy(environment: &Environment) -> Policy {
     let mut policy = policy(1, &[&ada], 1, &[("ada", &ada), ("bob", &bob), ("cleo", &cleo)], 1);
     let green = Key { key: ci.public.to_openssh(), roles: [Role::Green].into(), verify_user: false };
     policy.keys.insert("ci".parse().unwrap(), green);
+    let scale = Key { key: key(SCALE).public.to_openssh(), roles: [Role::Scale].into(), verify_user: false };
+    policy.keys.insert("zorro".parse().unwrap(), scale);
     policy.environments.insert("staging".parse().unwrap(), environment.clone());
     policy
 }
@@ -116,6 +124,8 @@ impl Case {
             statements: vec![],
             standing: None,
             raw_standing: None,
+            grant: None,
+            pool: None,
             uses: 0,
             revoked: Revoked::default(),
             heartbeat: None,
@@ -141,6 +151,7 @@ impl Case {
             fleet: &"acme".parse().unwrap(),
             environment: &"staging".parse().unwrap(),
             node: &"n1".parse().unwrap(),
+            pool: self.pool.as_ref(),
             policy: &policy,
             now: self.now,
             minimum_time: self.minimum_time,
@@ -154,6 +165,7 @@ impl Case {
             signatures: &signatures,
             statements: &self.statements,
             standing: standing.as_ref(),
+            grant: self.grant.as_ref(),
         };
         authorize_order(&presented, &context, |_| self.place)
     }
@@ -195,7 +207,7 @@ fn check_run(accepts: &[Demand], change: impl FnOnce(&mut Case), expected: Expec
 }
 
 fn live(run: RunId) -> Live {
-    Live { order: OrderId([4; 32]), run, image: ImageId([5; 32]), broke_glass: false }
+    Live { order: OrderId([4; 32]), run, image: ImageId([5; 32]), broke_glass: false, is_granted: false }
 }
 
 fn green() -> Vec<SignedText> {
@@ -226,7 +238,7 @@ fn what_a_node_says_it_accepted() {
         seeds.iter().map(|seed| key(*seed).sign(NAMESPACE, bytes)).collect()
     };
     let check = |bytes: &[u8], signatures: &[String], statements: &[SignedText], accepted: &Accepted<'_>| {
-        let presented = Presented { bytes, signatures, statements, standing: None };
+        let presented = Presented { bytes, signatures, statements, standing: None, grant: None };
         verify_accepted(&presented, &policy, accepted).map_err(|refusal| refusal.rule)
     };
     let good = signed(&[1], &bytes);
@@ -253,7 +265,7 @@ fn what_a_node_says_it_accepted() {
     assert_eq!(check(&stop, &signed(&[CI], &stop), &[], &accepted), Err(Rule::Threshold));
     let mut stricter = policy.clone();
     stricter.revoked.images.insert(green::tests::IMAGE);
-    let presented = Presented { bytes: &bytes, signatures: &good, statements: &green(), standing: None };
+    let presented = Presented { bytes: &bytes, signatures: &good, statements: &green(), standing: None, grant: None };
     assert_eq!(verify_accepted(&presented, &stricter, &accepted).unwrap_err().rule, Rule::Revoked);
 }
 
@@ -301,7 +313,7 @@ fn an_environment_that_the_policy_has_not() {
     let policy = policy(1, &[&key(1)], 1, &[("ada", &key(1))], 1);
     let bytes = order(Action::Stop { services: vec![] }).to_bytes();
     let signatures = [key(1).sign(NAMESPACE, &bytes)];
-    let presented = Presented { bytes: &bytes, signatures: &signatures, statements: &[], standing: None };
+    let presented = Presented { bytes: &bytes, signatures: &signatures, statements: &[], standing: None, grant: None };
     let refusal = Signed::of(&presented, &policy, &"production".parse().unwrap()).map(|_| ()).unwrap_err();
     assert_eq!(refusal.rule, Rule::Environment);
 }
@@ -736,8 +748,13 @@ fn what_a_node_accepted_under_a_standing_order() {
     let standing = SignedText { text: String::from_utf8(standing).unwrap(), signatures };
     let bytes = order.to_bytes();
     let signatures = [key(CI).sign(NAMESPACE, &bytes)];
-    let presented =
-        Presented { bytes: &bytes, signatures: &signatures, statements: &green(), standing: Some(&standing) };
+    let presented = Presented {
+        bytes: &bytes,
+        signatures: &signatures,
+        statements: &green(),
+        standing: Some(&standing),
+        grant: None,
+    };
     let node = "n1".parse().unwrap();
     let accepted =
         Accepted { fleet: &order.fleet, environment: &order.environment, node: &node, app: &order.app, counter: 5 };
@@ -966,7 +983,7 @@ fn a_key_that_must_verify_its_user() {
     let bytes = order(Action::Stop { services: vec![] }).to_bytes();
     let sign = |flags| vec![sk.sign_as_security_key(NAMESPACE, &bytes, flags)];
     let check = |signatures: &[String]| {
-        let presented = Presented { bytes: &bytes, signatures, statements: &[], standing: None };
+        let presented = Presented { bytes: &bytes, signatures, statements: &[], standing: None, grant: None };
         Signed::of(&presented, &policy, &"staging".parse().unwrap())
             .map(|signed| signed.names())
             .map_err(|refusal| refusal.message)
