@@ -12,6 +12,7 @@ mod cases;
 mod deploying;
 mod dropbox;
 mod escapes;
+mod granted;
 mod hostile;
 mod left;
 mod lives;
@@ -100,6 +101,7 @@ fn main() -> ExitCode {
     all.extend(trials("lives", "stage-1=staging", &lives::TESTS[2..], &dark));
     all.extend(trials("recovering", "stage-1=staging", &recovering::TESTS[..1], &orphaned));
     all.extend(trials("recovering", "stage-1=staging", &recovering::TESTS[1..], &filled));
+    all.extend(alone("granted", "stage-1=staging", granted::TESTS));
     all.extend(alone("trust", "stage-1=staging,prod-1=production", trust::TESTS));
     all.push(Trial::test("older::a_node_that_isolates_less_says_so_and_serves", || {
         World::of_suite("stage-1=staging", "bookworm")
