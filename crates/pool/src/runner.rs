@@ -109,7 +109,7 @@ pub enum Request {
 }
 
 /// Takes a line of the log, and when it was.
-pub type Log = Box<dyn FnMut(Time, &str)>;
+pub type Log = Box<dyn FnMut(Time, &str) + Send>;
 
 /// What time it is. It goes on while nothing runs.
 pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
