@@ -46,9 +46,13 @@ pub struct Grant {
     pub pool: PoolName,
     /// The app whose service is run.
     pub app: AppName,
-    /// What is run: one service, with its whole sandbox, from this image. Nothing that is stored outlives an instance,
-    /// so the service has no volumes; and it has no secrets, which are sealed to nodes that people know.
+    /// What is run: one service, with its whole sandbox, from this image. It has no secrets, which are sealed to nodes
+    /// that people know.
     pub run: Run,
+    /// Whether the service may have volumes, each instance its own, which are deleted with it. Nothing that is stored
+    /// outlives an instance.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub scratch: bool,
     /// The OpenSSH public key of whoever may act on it; the policy must give it the role `scale`.
     pub key: String,
     /// How many machines the pool may have at most.
@@ -126,9 +130,9 @@ impl Grant {
         let [service] = self.run.services.as_slice() else {
             return Err("it is about one service".into());
         };
-        if let Some(volume) = service.volumes.first() {
+        if let Some(volume) = service.volumes.first().filter(|_| !self.scratch) {
             return Err(format!(
-                "service `{}` has volume `{}`: what is stored on a machine that is dropped is lost",
+                "service `{}` has volume `{}`, and the grant does not say that volumes may go with each instance",
                 service.name, volume.name
             ));
         }
@@ -177,8 +181,8 @@ impl Grant {
             Action::Run(_) if self.not_after <= now => Err(format!("the grant ended at {}", self.not_after)),
             Action::Run(run) if run.id() != self.run.id() => Err("the grant is to run something else".into()),
             Action::Run(run) if !run.fallback.is_empty() => Err("no grant lets anybody list fallbacks".into()),
-            Action::Remove { volumes: true } => Err("no grant lets anybody delete volumes".into()),
-            Action::Run(_) | Action::Stop { .. } | Action::Remove { volumes: false } => Ok(()),
+            Action::Remove { volumes: true } if !self.scratch => Err("the grant is not to delete volumes".into()),
+            Action::Run(_) | Action::Stop { .. } | Action::Remove { .. } => Ok(()),
             other => Err(format!("the grant is to run, stop and remove instances, and not to {}", other.verb())),
         }
     }

@@ -134,8 +134,9 @@ fn median(mut values: Vec<Duration>) -> Duration {
 fn placement(names: &Names, machines: u64, now: Time) -> Duration {
     let mut rows = rows(names, machines, now);
     // One slot is free, on one machine in the middle.
-    let free = rows.machines[machines as usize / 2].instances.pop().unwrap();
-    rows.machines[machines as usize / 2].used = Room::slots(SLOTS - 1);
+    let middle = rows.machines.len() / 2;
+    let free = rows.machines[middle].instances.pop().unwrap();
+    rows.machines[middle].used = Room::slots(SLOTS - 1);
     rows.instances.retain(|instance| instance.id != free);
     let mut scaler = Scaler::restore(names.clone(), Limits::default(), vec![pool()], rows, now);
     let mut output = Output::default();

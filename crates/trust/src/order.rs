@@ -107,6 +107,8 @@ pub struct Place {
     pub statements: Vec<SignedText>,
     /// The sealed values that what is live has.
     pub secrets: BTreeMap<SecretName, SecretDigest>,
+    /// Whether people had it run last, or left its data here: then no scale grant touches it.
+    pub is_of_people: bool,
 }
 
 /// The live release.
@@ -120,8 +122,6 @@ pub struct Live {
     pub image: ImageId,
     /// Whether glass was broken for it: then it is nothing to go back to on one key.
     pub broke_glass: bool,
-    /// Whether it runs on a scale grant, and not because people said so.
-    pub is_granted: bool,
 }
 
 /// Why an order was accepted.
@@ -461,9 +461,9 @@ impl Judge<'_> {
             return Err(refuse("the scale grant is for another key than those that signed the order".into()));
         }
         grant.covers(self.order, context.pool, context.now).map_err(refuse)?;
-        if let Some(live) = place.live.filter(|live| !live.is_granted) {
-            let message = format!("`{}` runs here by order {} of people", self.order.app, live.order.short());
-            return Err(refuse(message).hint("no scale grant touches what people put there"));
+        if place.is_of_people {
+            return Err(refuse(format!("`{}` is here by an order of people, or its data is", self.order.app))
+                .hint("`bulkhead rm --volumes` makes room, where nobody needs it"));
         }
         let mut green = BTreeSet::new();
         // What runs may be stopped whatever its image is by now.

@@ -20,6 +20,7 @@ pub struct Request {
 /// What is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "kebab-case")]
+#[expect(clippy::large_enum_variant, reason = "there is one for each conversation")]
 pub enum Ask {
     /// The node's facts and what runs. Answered by [`Event::Status`].
     Status,

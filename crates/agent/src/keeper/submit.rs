@@ -447,7 +447,7 @@ fn authorize(
     let mut failed = None;
     let result = authorize_order(&presented, &context, |order| {
         let stand = || -> Result<Place, Box<Failure>> {
-            let mut place = place(&app, &head, is_repeat, identity, submit.standing.as_ref())?;
+            let mut place = place(paths, &app, &head, is_repeat, identity, submit.standing.as_ref())?;
             if let Action::Run(run) = &order.action {
                 // An instance's image was built, and stated green, as that of the app that it is one of.
                 let instance_of = submit.grant.as_ref().and_then(|_| grant::app_of(&order.app));
@@ -484,6 +484,7 @@ fn authorize(
 
 /// Where the app stands; for the very order that was accepted last, where it stood before that.
 fn place(
+    paths: &Paths,
     app: &App,
     head: &Head,
     is_repeat: bool,
@@ -498,8 +499,7 @@ fn place(
     let runs = match (&order, record) {
         (Some(Order { action: Action::Run(run), break_glass, .. }), Some(record)) => {
             let broke_glass = break_glass.is_some();
-            let Record { order, is_granted, .. } = record;
-            Some(Live { order, run: run.id(), image: run.image, broke_glass, is_granted })
+            Some(Live { order: record.order, run: run.id(), image: run.image, broke_glass })
         }
         _ => None,
     };
@@ -513,6 +513,7 @@ fn place(
         uses: head.uses.clone(),
         statements: vec![],
         secrets: secrets.unwrap_or_default(),
+        is_of_people: is_of_people(paths, app)?,
     };
     if is_repeat {
         let target = app.order(head.counter).or_fail()?.and_then(|order| order.targets.get(&identity.node).cloned());
@@ -528,6 +529,20 @@ fn place(
         }
     }
     Ok(place)
+}
+
+/// Whether people had the app run last, or left data of it. To look, stop or start it is not to make it theirs.
+fn is_of_people(paths: &Paths, app: &App) -> Result<bool, Box<Failure>> {
+    let has_data = || paths.volumes(app.name()).exists();
+    for number in app.numbers().or_fail()?.into_iter().rev() {
+        let is_granted = || app.record(number).or_fail().map(|record| record.is_some_and(|record| record.is_granted));
+        match app.order(number).or_fail()?.map(|order| order.action) {
+            Some(Action::Run(_)) => return Ok(!is_granted()?),
+            Some(Action::Remove { .. }) => return Ok(!is_granted()? && has_data()),
+            _ => {}
+        }
+    }
+    Ok(has_data())
 }
 
 fn lock(peer: &mut Peer, app: &App, holder: &Holder, wait: Duration) -> Result<Lock, Box<Failure>> {

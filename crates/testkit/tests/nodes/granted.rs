@@ -189,8 +189,14 @@ fn granted(world: &World) -> Result<()> {
     let theirs: Value = serde_json::from_slice(&fs::read(&third)?)?;
     let remove = json!({ "do": "remove", "volumes": false });
     let taken = good.but(|it| it.order = theirs).then(remove.clone())?;
-    says(&taken.submit()?, "grant", "of people")?;
+    says(&taken.submit()?, "grant", "by an order of people")?;
     ensure!(units(world, "kernel-3")?.contains("web.r1.service"), "it was taken");
+
+    // So does data of theirs, whose app is gone.
+    let volumes = "/var/lib/bulkhead/volumes/kernel-4";
+    world.on_node("stage-1", &["mkdir", "-p", volumes])?;
+    says(&good.of("kernel-4").submit()?, "grant", "or its data is")?;
+    world.on_node("stage-1", &["rmdir", volumes])?;
 
     // Two keys where two are demanded; one who took the scale key and one release key is not two.
     let (bob, _) = add(world, "bob", "release")?;

@@ -207,7 +207,7 @@ fn check_run(accepts: &[Demand], change: impl FnOnce(&mut Case), expected: Expec
 }
 
 fn live(run: RunId) -> Live {
-    Live { order: OrderId([4; 32]), run, image: ImageId([5; 32]), broke_glass: false, is_granted: false }
+    Live { order: OrderId([4; 32]), run, image: ImageId([5; 32]), broke_glass: false }
 }
 
 fn green() -> Vec<SignedText> {

@@ -11,6 +11,7 @@ fn grant() -> Grant {
         pool: "kernels".parse().unwrap(),
         app: "notes".parse().unwrap(),
         run: run(),
+        scratch: false,
         key: key(SCALE).public.to_openssh(),
         machines: 3,
         instances: 23,
@@ -58,7 +59,8 @@ fn a_scale_key_runs_and_stops_what_it_was_granted() {
     for app in ["notes-1", "notes-23"] {
         check_run(|granted| granted.case.order.app = app.parse().unwrap(), ZORRO);
     }
-    check_run(|granted| granted.case.place.live = Some(Live { is_granted: true, ..live(run().id()) }), ZORRO);
+    check_run(|granted| granted.case.place.live = Some(live(run().id())), ZORRO);
+    check(Action::Remove { volumes: true }, |granted| granted.grant.scratch = true, ZORRO);
     // Where it came from is not what it is.
     let run = Run { origin: Some("a grant".into()), ..run() };
     check(Action::Run(run), |_| {}, ZORRO);
@@ -70,7 +72,7 @@ fn and_nothing_else() {
     check(Action::Start { services: vec![] }, |_| {}, granted("not to start"));
     check(Action::Restart { services: vec![] }, |_| {}, granted("not to restart"));
     check(look(), |_| {}, granted("not to look"));
-    check(Action::Remove { volumes: true }, |_| {}, granted("delete volumes"));
+    check(Action::Remove { volumes: true }, |_| {}, granted("not to delete volumes"));
     check(Action::Run(Run::new(ImageId([8; 32]), vec![service()])), |_| {}, granted("something else"));
     let mut other = service();
     other.env.insert("A".into(), "b".into());
@@ -113,12 +115,9 @@ fn on_nodes_of_the_pool_alone() {
         Err((Rule::Grant, "for `production`")),
     );
     // What people put there stays theirs.
-    check_run(|granted| granted.case.place.live = Some(live(run().id())), Err((Rule::Grant, "by order 040404")));
-    check(
-        Action::Remove { volumes: false },
-        |granted| granted.case.place.live = Some(live(run().id())),
-        Err((Rule::Grant, "of people")),
-    );
+    for action in [Action::Run(run()), Action::Stop { services: vec![] }, Action::Remove { volumes: false }] {
+        check(action, |granted| granted.case.place.is_of_people = true, Err((Rule::Grant, "by an order of people")));
+    }
 }
 
 #[test]
@@ -258,7 +257,7 @@ fn what_no_grant_says() {
             let volume = VolumeMount { name: "data".parse().unwrap(), path: "/data".into() };
             grant.run.services[0].volumes.push(volume);
         },
-        "is lost",
+        "has volume `data`",
     );
     check(|grant| grant.run.services[0].secrets.extend(["token".parse().unwrap()]), "no pool can be given");
     check(|grant| grant.run.fallback = [RunId([1; 32])].into(), "fallbacks");
