@@ -28,7 +28,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "bulkhead-testkit",
         &["bulkhead-core", "bulkhead-trust", "bulkhead-wire", "bulkhead-store", "bulkhead-image", "bulkhead-fleet"],
     ),
-    ("bulkhead-pool", &["bulkhead-core", "bulkhead-scale", "bulkhead-provider"]),
+    (
+        "bulkhead-pool",
+        &["bulkhead-core", "bulkhead-trust", "bulkhead-wire", "bulkhead-fleet", "bulkhead-scale", "bulkhead-provider"],
+    ),
     ("bulkhead-sim", &["bulkhead-core", "bulkhead-scale"]),
     ("bulkhead-fake-do", &["bulkhead-scale", "bulkhead-sim", "bulkhead-provider"]),
     ("bulkhead-fuzz", &["bulkhead-core", "bulkhead-trust", "bulkhead-wire", "bulkhead-store"]),

@@ -17,7 +17,7 @@ mod found;
 mod one_time;
 
 pub use found::{Found, Listener, Obstacle, OsRelease};
-pub use one_time::OneTimeKey;
+pub use one_time::{FirstBoot, OneTimeKey};
 
 use crate::{
     client::{NodeClient, NodeError, printable},

@@ -8,10 +8,12 @@
 //! STATE/nodes/NODE/run.json  the machine's process, while it runs
 //! STATE/nodes/NODE/console   what the machine printed since it was started
 //! STATE/nodes/NODE/root/     its tree; all of a node's data
+//! STATE/machines/            stock machines, which are no nodes yet: local/stock.rs
 //! CACHE/roots/SUITE-HASH/    a pristine system, by the recipe that made it
 //!
 //! local/pristine.rs  makes and copies pristine systems
 //! local/network.rs   the bridge, and which /24 is free
+//! local/stock.rs     machines as a provider sells them
 //! local/machine.rs   starting, finding and ending one machine
 //! local/tools.rs     programs of this machine that are needed
 //! ```
@@ -28,6 +30,7 @@
 mod machine;
 mod network;
 mod pristine;
+mod stock;
 mod tools;
 
 use bulkhead_core::{
@@ -51,6 +54,8 @@ use std::{
 use machine::Machine;
 use network::Subnet;
 pub use pristine::Suite;
+use pristine::remove_tree;
+pub use stock::StockMachine;
 pub use tools::{Tool, find_agent, missing_tools};
 
 /// The most nodes: a /24 less its two reserved addresses and the bridge's own.
@@ -209,6 +214,17 @@ pub enum LocalError {
         /// What is used up.
         what: &'static str,
     },
+    /// A stock machine's name has no host name in front.
+    #[error(
+        "`{name}` is no name for a machine: it begins with a host name of at most 40 small letters, digits and hyphens"
+    )]
+    MachineName {
+        /// The name.
+        name: String,
+    },
+    /// What a stock machine is told at its first boot cannot be understood.
+    #[error("a stock machine made here understands only the user data that brings a one-time host key")]
+    UserData,
     /// A file operation failed.
     #[error("cannot {operation} {path}")]
     File {
@@ -353,13 +369,7 @@ impl Local {
         agent: &Path,
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<Vec<LocalNode>, LocalError> {
-        let missing = missing_tools();
-        if !missing.is_empty() {
-            return Err(LocalError::MissingTools(missing));
-        }
-        if machine::is_overlay(&self.directory)? {
-            return Err(LocalError::Overlay { path: self.directory.clone() });
-        }
+        self.check_host()?;
         let _lock = lock(&self.directory)?;
         let states = self.assign(specs)?;
         let pristine = if states.iter().all(|state| self.root(&state.name).is_dir()) {
@@ -435,12 +445,12 @@ impl Local {
         Ok(())
     }
 
-    /// Powers all nodes off and removes all that the state directory holds, and the directory.
+    /// Powers all nodes off and removes all that the state directory holds, stock machines as well, and the directory.
     ///
     /// # Errors
     /// What could not be ended or removed.
     pub fn destroy(self) -> Result<(), LocalError> {
-        let lock = lock(&self.directory)?;
+        let lock = self.without_stock()?;
         self.stop(&[])?;
         fs::remove_dir_all(&self.directory).map_err(failed("remove", &self.directory))?;
         drop(lock);
@@ -511,6 +521,18 @@ impl Local {
             .map_err(|source| LocalError::Run { program: program.to_owned(), source })
     }
 
+    /// Whether machines can be booted here.
+    fn check_host(&self) -> Result<(), LocalError> {
+        let missing = missing_tools();
+        if !missing.is_empty() {
+            return Err(LocalError::MissingTools(missing));
+        }
+        if machine::is_overlay(&self.directory)? {
+            return Err(LocalError::Overlay { path: self.directory.clone() });
+        }
+        Ok(())
+    }
+
     // ---- state ----
 
     fn nodes(&self) -> PathBuf {
@@ -552,7 +574,8 @@ impl Local {
     /// The states of the wanted nodes, with free addresses for new ones.
     fn assign(&self, specs: &[NodeSpec]) -> Result<Vec<NodeState>, LocalError> {
         let known = self.states()?;
-        let mut taken: BTreeSet<u8> = known.iter().map(|state| state.host).collect();
+        let mut taken = self.stock_hosts()?;
+        taken.extend(known.iter().map(|state| state.host));
         let mut named = BTreeSet::new();
         let mut states = Vec::new();
         for spec in specs {
@@ -630,14 +653,21 @@ impl Local {
 
     // ---- network ----
 
-    /// Makes the bridge, with another network than last time where that one is taken by now.
     fn ensure_network(&mut self) -> Result<(), LocalError> {
-        let subnet = network::ensure(&self.bridge(), self.state.subnet)?;
-        if subnet != self.state.subnet {
-            self.state.subnet = subnet;
-            write_state(&self.directory.join("fleet.json"), &self.state)?;
-        }
+        self.state.subnet = self.network()?;
         Ok(())
+    }
+
+    /// Makes the bridge, with another network than last time where that one is taken by now. Which it had last time
+    /// another process may have decided.
+    fn network(&self) -> Result<Subnet, LocalError> {
+        let path = self.directory.join("fleet.json");
+        let known = read_state::<FleetState>(&path)?.unwrap_or_else(|| self.state.clone());
+        let subnet = network::ensure(&self.bridge(), known.subnet)?;
+        if subnet != known.subnet {
+            write_state(&path, &FleetState { subnet, ..known })?;
+        }
+        Ok(subnet)
     }
 
     fn drop_network_when_idle(&self) -> Result<(), LocalError> {
@@ -645,6 +675,9 @@ impl Local {
             if self.machine(&state).find()?.is_some() {
                 return Ok(());
             }
+        }
+        if self.is_stock_running()? {
+            return Ok(());
         }
         network::remove(&self.bridge())
     }
@@ -671,7 +704,7 @@ impl Local {
                 progress(Progress::Copying(state.name.clone()));
                 fs::create_dir_all(&machine.directory).map_err(failed("make the directory", &machine.directory))?;
                 write_state(&machine.directory.join("node.json"), state)?;
-                pristine::copy(pristine, &root, state.name.as_str())?;
+                pristine::copy(pristine, &root, state.name.as_str(), None)?;
             }
             let config = NodeConfig {
                 fleet: self.state.fleet.clone(),

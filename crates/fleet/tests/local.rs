@@ -6,6 +6,7 @@
 #![expect(clippy::print_stderr, reason = "a test says why it skips, and what it waits for")]
 
 use bulkhead_core::policy::{Demand, Environment, Key, Policy, Role, Root};
+use bulkhead_fleet::bootstrap::{FirstBoot, OneTimeKey};
 use bulkhead_fleet::local::{Local, LocalError, LocalNode, NodeSpec, SignedPolicy, find_agent};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -347,4 +348,147 @@ fn a_node_that_cannot_be_laid_out_leaves_nothing() {
     let tag = state["tag"].as_str().expect("it has a tag");
     assert_eq!(traces(tag), Vec::<String>::new());
     local.destroy().expect("it can be removed");
+}
+
+/// Waits until the stock server lets root in, and gives what it is called.
+fn logs_in(scene: &Scene, address: Ipv4Addr, user_data: &str) -> String {
+    let public = FirstBoot::read(user_data).expect("it was made here").public_host_key;
+    let known = scene.path(&format!("known-{address}"));
+    fs::write(&known, format!("{address} {public}\n")).expect("the directory is writable");
+    let root = format!("root@{address}");
+    let options = ["BatchMode=yes", "IdentitiesOnly=yes", "StrictHostKeyChecking=yes", "ConnectTimeout=10"];
+    for _ in 0..300 {
+        let mut command = Command::new("ssh");
+        command.args(["-F", "none", "-o", "IdentityAgent=none", "-i", &scene.path("key")]);
+        command.args(options.iter().flat_map(|option| ["-o", option]));
+        command.args(["-o", &format!("UserKnownHostsFile={known}"), &root, "hostname; ls -A /etc/bulkhead"]);
+        let output = command.stdin(Stdio::null()).output().expect("ssh runs");
+        if output.status.code() != Some(255) {
+            return text(&output);
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    panic!("nobody answers at {address}");
+}
+
+#[test]
+fn stock_machines_come_and_go() {
+    let Some(scene) = Scene::new("stock_machines_come_and_go") else { return };
+    let mut local = scene.open().expect("a new directory");
+    let public = fs::read_to_string(scene.path("key.pub")).expect("ssh-keygen made it").trim().to_owned();
+    let key = OneTimeKey::make().expect("a key");
+    let user_data = key.user_data(std::slice::from_ref(&public));
+    for bad in ["", "9.shop", "a b"] {
+        assert!(matches!(local.create_stock(bad, &user_data), Err(LocalError::MachineName { .. })), "{bad}");
+    }
+    assert!(matches!(local.create_stock("one", "#!/bin/sh"), Err(LocalError::UserData)));
+
+    // Several at once, and one of them asked for three times.
+    let names = ["one.shop", "two.shop", "one.shop", "three.shop", "one.shop"];
+    let ids: Vec<u64> = thread::scope(|scope| {
+        let create = |name| (scene.open().expect("it is there"), &user_data, name);
+        let started: Vec<_> = names
+            .map(create)
+            .into_iter()
+            .map(|(local, user_data, name)| {
+                scope.spawn(move || local.create_stock(name, user_data).expect("it is made"))
+            })
+            .collect();
+        started.into_iter().map(|one| one.join().expect("no panic")).collect()
+    });
+    assert!(ids[0] == ids[2] && ids[0] == ids[4], "{ids:?}");
+    let machines = local.stock().expect("they can be listed");
+    assert_eq!(machines.len(), 3, "{machines:?}");
+    assert!(machines.iter().all(|machine| machine.is_running), "{machines:?}");
+    let addresses: BTreeSet<Ipv4Addr> = machines.iter().filter_map(|machine| machine.address).collect();
+    assert_eq!(addresses.len(), 3, "{machines:?}");
+    for machine in &machines {
+        let said = logs_in(&scene, machine.address.expect("it boots"), &user_data);
+        assert!(said.starts_with(&format!("{}\n", machine.name.split('.').next().expect("a part"))), "{said}");
+        assert!(said.contains("No such file"), "nothing of ours is there: {said}");
+    }
+
+    // A node has another address, and the network stays for the machines when it goes.
+    let node = scene.up(&mut local, &["node"]).expect("the node boots").remove(0);
+    assert!(!addresses.contains(&node.address));
+    let tag = node.machine.split('-').nth(1).expect("the tag is in the name").to_owned();
+    local.down(&[]).expect("it powers off");
+    logs_in(&scene, machines[0].address.expect("it boots"), &user_data);
+
+    // Numbers are given once.
+    local.delete_stock(ids[1]).expect("it goes");
+    local.delete_stock(ids[1]).expect("it is gone");
+    assert_eq!(local.stock_machine(ids[1]).expect("it can be asked"), None);
+    let again = local.create_stock("two.shop", &user_data).expect("it is made");
+    assert!(ids.iter().all(|id| *id != again));
+
+    // What a killed process leaves is not listed, and goes with the look: one that runs, one without a tree, one
+    // without anything.
+    let directory = scene.directory.path().join("state/machines");
+    let record = directory.join(again.to_string()).join("machine.json");
+    let state = fs::read_to_string(&record).expect("it has a record");
+    let mut state: serde_json::Value = serde_json::from_str(&state).expect("it is JSON");
+    state["phase"] = "making".into();
+    fs::write(&record, state.to_string()).expect("it is writable");
+    fs::create_dir(directory.join("90")).expect("it is writable");
+    state["id"] = 91.into();
+    fs::create_dir(directory.join("91")).expect("it is writable");
+    fs::write(directory.join("91/machine.json"), state.to_string()).expect("it is writable");
+    assert_eq!(local.stock().expect("they can be listed").len(), 2);
+    for id in [again, 90, 91] {
+        assert!(!directory.join(id.to_string()).exists(), "{id}");
+    }
+
+    local.destroy().expect("it can be removed");
+    assert_eq!(traces(&tag), Vec::<String>::new());
+}
+
+/// Whatever a process that is killed was doing with a machine, nothing is left that nobody knows of.
+#[test]
+fn makers_are_killed() {
+    const PLACE: &str = "BULKHEAD_TEST_MAKER";
+    let make = |state: &Path| {
+        let local = Local::open(state, "shop".parse().expect("a name")).expect("it is there");
+        let user_data = OneTimeKey::make().expect("a key").user_data(&[]);
+        for number in 0.. {
+            local.create_stock(&format!("m{number}"), &user_data).expect("it is made");
+            local.delete_stock(local.stock().expect("a list")[0].id).expect("it goes");
+        }
+    };
+    if let Some(state) = std::env::var_os(PLACE) {
+        return make(Path::new(&state));
+    }
+    let Some(scene) = Scene::new("makers_are_killed") else { return };
+    let local = scene.open().expect("a new directory");
+    for round in 0..8_u64 {
+        let mut maker = Command::new(std::env::current_exe().expect("this program has a place"))
+            .args(["--exact", "makers_are_killed"])
+            .env(PLACE, scene.directory.path().join("state"))
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("it starts");
+        thread::sleep(Duration::from_millis(200 + 370 * round));
+        maker.kill().expect("it runs");
+        maker.wait().expect("it is ours");
+        // What its `cp` still copies ends first.
+        let left = (0..200).find_map(|_| {
+            let left = local.stock().expect("they can be listed");
+            let is_settled = left.iter().all(|machine| machine.address.is_some());
+            thread::sleep(Duration::from_millis(if is_settled { 0 } else { 50 }));
+            is_settled.then_some(left)
+        });
+        let left = left.expect("copying ends");
+        for machine in left {
+            assert!(machine.is_running, "round {round}: {machine:?}");
+            local.delete_stock(machine.id).expect("it goes");
+        }
+        assert_eq!(traces(&fleet_tag(&scene).expect("a tag")), Vec::<String>::new(), "round {round}");
+    }
+    local.destroy().expect("it can be removed");
+}
+
+fn fleet_tag(scene: &Scene) -> Option<String> {
+    let bytes = fs::read(scene.directory.path().join("state/fleet.json")).ok()?;
+    let state: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+    Some(state["tag"].as_str()?.to_owned())
 }

@@ -1,9 +1,21 @@
 //! Runs a [`Scaler`](bulkhead_scale::Scaler): keeps its rows in SQLite and carries its commands out.
 
 mod database;
+mod durable;
+mod enrolment;
+#[cfg(target_os = "linux")]
+mod local;
+mod nodes;
 mod provided;
+mod records;
 mod runner;
 
 pub use database::{Asked, Database, DatabaseError, Written, ask};
+pub use durable::FileError;
+pub use enrolment::{Enrolment, EnrolmentError};
+#[cfg(target_os = "linux")]
+pub use local::LocalProvider;
+pub use nodes::{FleetNodes, Granted, Grants, NodeMeans, PoolSettings};
 pub use provided::Provided;
+pub use records::{Milestones, NodeRecord, Numbered, nodes, records};
 pub use runner::{Clock, Log, Means, Nodes, Request, Runner, Servers, system_clock};

@@ -1,8 +1,8 @@
 //! A loop's view of providers: pools and what a machine of each is bought as.
 
-use crate::runner::Servers;
+use crate::{enrolment::Enrolment, runner::Servers};
 use bulkhead_core::PoolName;
-use bulkhead_provider::{Provider, Wanted};
+use bulkhead_provider::{Provider, UserData, Wanted};
 use bulkhead_scale::{CreateAnswer, DeleteAnswer, Server, ServerId};
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -11,6 +11,8 @@ pub struct Provided {
     provider: Arc<dyn Provider>,
     /// What a machine of a pool is bought as; its name is filled in.
     wanted: BTreeMap<PoolName, Wanted>,
+    /// Who makes the keys by which machines are known; without it all are told what their pool's are told.
+    enrolment: Option<Arc<Enrolment>>,
     /// Takes a sentence about what went wrong.
     log: Box<dyn Fn(&str) + Send + Sync>,
 }
@@ -29,7 +31,20 @@ impl Provided {
         wanted: BTreeMap<PoolName, Wanted>,
         log: Box<dyn Fn(&str) + Send + Sync>,
     ) -> Self {
-        Self { provider, wanted, log }
+        Self { provider, wanted, enrolment: None, log }
+    }
+
+    /// Tells each machine a host key of its own, which is kept until it is a node.
+    #[must_use]
+    pub fn enrolling(self, enrolment: Arc<Enrolment>) -> Self {
+        Self { enrolment: Some(enrolment), ..self }
+    }
+
+    /// What a machine is told at its first boot.
+    fn user_data(&self, name: &str, like: &Wanted) -> Result<UserData, String> {
+        let Some(enrolment) = &self.enrolment else { return Ok(like.user_data.clone()) };
+        let text = enrolment.user_data(name).map_err(|error| chain(&error))?;
+        UserData::new(&text).map_err(|error| chain(&error))
     }
 
     fn told<A>(&self, answer: bulkhead_provider::Answer<A>) -> A {
@@ -40,7 +55,7 @@ impl Provided {
     }
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     std::iter::successors(error.source(), |error| error.source())
         .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
@@ -51,7 +66,14 @@ impl Servers for Provided {
             (self.log)(&format!("nothing says what a machine of pool `{pool}` is bought as"));
             return CreateAnswer::Refused;
         };
-        self.told(self.provider.create(&Wanted { name: name.into(), ..like.clone() }))
+        match self.user_data(name, like) {
+            Ok(user_data) => self.told(self.provider.create(&Wanted { name: name.into(), user_data, ..like.clone() })),
+            // Nothing was asked for.
+            Err(why) => {
+                (self.log)(&why);
+                CreateAnswer::Refused
+            }
+        }
     }
 
     fn list(&self) -> Option<Vec<Server>> {

@@ -369,6 +369,14 @@ pub enum ProviderError {
         /// Why.
         source: io::Error,
     },
+    /// A machine that is made here could not be.
+    #[error("cannot {operation} on this machine")]
+    Here {
+        /// What was tried.
+        operation: &'static str,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A machine is listed twice in a fixed pool.
     #[error("machine {0} is listed twice")]
     Twice(String),

@@ -38,6 +38,21 @@ impl OneTimeKey {
         Ok(Self { private, public: key.public_key().to_openssh()? })
     }
 
+    /// The private half, to be kept until the machine is a node: one that is asked for again gets the same key.
+    #[must_use]
+    pub fn secret(&self) -> &str {
+        &self.private
+    }
+
+    /// Reads what [`Self::secret`] gave.
+    ///
+    /// # Errors
+    /// It is no private key.
+    pub fn from_secret(private: &str) -> Result<Self, ssh_key::Error> {
+        let key = PrivateKey::from_openssh(private)?;
+        Ok(Self { private: private.to_owned(), public: key.public_key().to_openssh()? })
+    }
+
     /// What the first connection must show; for [`crate::resolve_machine`].
     #[must_use]
     pub fn host_key(&self) -> HostKey {
@@ -60,6 +75,42 @@ impl OneTimeKey {
             text.push_str(&format!("  - {}\n", quoted(key)));
         }
         text
+    }
+}
+
+/// What [`OneTimeKey::user_data`] tells a machine; whoever makes machines without cloud-init does as it says.
+#[derive(Clone, PartialEq, Eq)]
+pub struct FirstBoot {
+    /// The private host key, as OpenSSH keeps it in a file.
+    pub host_key: String,
+    /// The public half, `ssh-ed25519 AAAA…`.
+    pub public_host_key: String,
+    /// Who may log in as root, in OpenSSH's lines.
+    pub authorized_keys: Vec<String>,
+}
+
+impl fmt::Debug for FirstBoot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FirstBoot").field("public_host_key", &self.public_host_key).finish_non_exhaustive()
+    }
+}
+
+impl FirstBoot {
+    /// Reads such user data, and no other YAML.
+    #[must_use]
+    pub fn read(user_data: &str) -> Option<Self> {
+        let (_, rest) = user_data.strip_prefix("#cloud-config\n")?.split_once("  ed25519_private: |\n")?;
+        let host_key: String =
+            rest.lines().map_while(|line| line.strip_prefix("    ")).map(|line| format!("{line}\n")).collect();
+        let public = rest.lines().find_map(|line| line.strip_prefix("  ed25519_public: "))?;
+        let (_, keys) = rest.split_once("\nssh_authorized_keys:\n")?;
+        let key = |line: &str| serde_json::from_str(line.strip_prefix("  - ")?).ok();
+        let authorized_keys = keys.lines().map(key).collect::<Option<_>>()?;
+        // A line break within a key would be another key.
+        let is_line = |key: &String| !key.contains(char::is_control);
+        let read = Self { host_key, public_host_key: serde_json::from_str(public).ok()?, authorized_keys };
+        let is_plain = is_line(&read.public_host_key) && read.authorized_keys.iter().all(is_line);
+        (is_plain && !read.host_key.is_empty()).then_some(read)
     }
 }
 
@@ -88,6 +139,34 @@ mod tests {
         // Text from elsewhere stays one scalar.
         assert!(text.contains(r#"  - "ssh-ed25519 AAAA ann \"the\" admin\nruncmd: x""#), "{text}");
         assert!(!text.lines().any(|line| line.starts_with("runcmd")));
+    }
+
+    #[test]
+    fn user_data_is_read_back() {
+        let key = OneTimeKey::make().unwrap();
+        let keys = ["ssh-ed25519 AAAA ann \"the\" admin".to_owned(), "ssh-ed25519 BBBB".to_owned()];
+        let read = FirstBoot::read(&key.user_data(&keys)).unwrap();
+        assert_eq!(read.authorized_keys, keys);
+        assert_eq!(read.public_host_key.parse::<HostKey>().unwrap(), key.host_key());
+        assert_eq!(OneTimeKey::from_secret(&read.host_key).unwrap().host_key(), key.host_key());
+        assert!(!format!("{read:?}").contains("PRIVATE"));
+        assert_eq!(FirstBoot::read(&key.user_data(&[])).unwrap().authorized_keys, Vec::<String>::new());
+        for bad in [
+            String::new(),
+            "#cloud-config\nruncmd: []\n".into(),
+            key.user_data(&["a\nb".into()]),
+            key.user_data(&[]) + "runcmd: []\n",
+        ] {
+            assert_eq!(FirstBoot::read(&bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_kept() {
+        let key = OneTimeKey::make().unwrap();
+        let kept = OneTimeKey::from_secret(key.secret()).unwrap();
+        assert_eq!((kept.host_key(), kept.user_data(&[])), (key.host_key(), key.user_data(&[])));
+        assert!(OneTimeKey::from_secret("no key").is_err());
     }
 
     #[test]

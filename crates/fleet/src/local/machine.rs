@@ -19,7 +19,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -178,14 +178,16 @@ impl Machine {
         for group in &groups {
             fs::create_dir_all(group).map_err(failed("make the control group", group))?;
         }
-        // The shell enters the groups and then becomes setsid, which becomes the
-        // supervisor: this process id is its. The session of its own keeps the
+        // The shell enters the groups, waits until it is on record (or ends with
+        // whoever would have put it there), and then becomes setsid, which becomes
+        // the supervisor: this process id is its. The session of its own keeps the
         // terminal's signals from it.
         let mut command = Command::new("/bin/sh");
         command
             .args([
                 "-c",
-                "while [ \"$1\" != -- ]; do echo $$ > \"$1/cgroup.procs\" || exit 1; shift; done; shift; exec \"$@\"",
+                "while [ \"$1\" != -- ]; do echo $$ > \"$1/cgroup.procs\" || exit 1; shift; done; shift; \
+                 read -r _ || exit 1; exec \"$@\" </dev/null",
             ])
             .arg("sh")
             .args(&groups)
@@ -198,7 +200,7 @@ impl Machine {
             .arg("--directory")
             .arg(self.directory.join("root"))
             .current_dir("/")
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(output)
             .stderr(errors);
         if !systemd_is_here {
@@ -217,6 +219,8 @@ impl Machine {
             drop(child.wait());
             return Err(error);
         }
+        // One that has ended already is found so.
+        drop(child.stdin.take().map(|mut stdin| stdin.write_all(b"\n")));
         Ok(process)
     }
 

@@ -1,7 +1,10 @@
 //! Pristine systems: made once by `mmdebstrap`, kept by a digest of the recipe,
 //! copied for each node.
 
-use super::{LocalError, Progress, failed, lock, tools::run};
+use super::{
+    LocalError, Progress, failed, lock,
+    tools::{run, run_holding},
+};
 use bulkhead_core::digest::{hex, sha256};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -85,11 +88,12 @@ pub(super) fn ensure(cache: &Path, suite: Suite, progress: &(dyn Fn(Progress) + 
     Ok(path)
 }
 
-/// Copies a pristine system and gives the copy a name and an identity. The copy appears whole or not at all.
-pub(super) fn copy(pristine: &Path, root: &Path, hostname: &str) -> Result<(), LocalError> {
+/// Copies a pristine system and gives the copy a name and an identity. The copy appears whole or not at all. A lock
+/// that is given is held for as long as anything is being copied, also where this process is killed meanwhile.
+pub(super) fn copy(pristine: &Path, root: &Path, hostname: &str, held: Option<&fs::File>) -> Result<(), LocalError> {
     let unfinished = root.with_extension("unfinished");
     remove_tree(&unfinished)?;
-    run("cp", &[Path::new("--archive"), Path::new("--reflink=auto"), pristine, &unfinished])?;
+    run_holding("cp", &[Path::new("--archive"), Path::new("--reflink=auto"), pristine, &unfinished], held)?;
     // With an identity of its own the boot is not a first boot, on which systemd would preset units.
     let mut id = [0; 16];
     let random = Path::new("/dev/urandom");
@@ -128,7 +132,7 @@ fn write(path: &Path, contents: &str) -> Result<(), LocalError> {
     fs::write(path, contents).map_err(failed("write", path))
 }
 
-fn remove_tree(path: &Path) -> Result<(), LocalError> {
+pub(super) fn remove_tree(path: &Path) -> Result<(), LocalError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
         _ => Ok(()),

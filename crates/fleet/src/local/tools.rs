@@ -6,6 +6,7 @@ use serde::Serialize;
 use std::{
     ffi::OsStr,
     fmt,
+    fs::File,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -70,14 +71,25 @@ pub fn find_agent() -> Result<PathBuf, LocalError> {
 
 /// Runs a program to its end and returns its standard output.
 pub(super) fn run<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> Result<String, LocalError> {
+    run_holding(program, arguments, None)
+}
+
+/// Likewise. While it runs it holds this file open, and with it the file's lock, though this process may be gone.
+pub(super) fn run_holding<S: AsRef<OsStr>>(
+    program: &str,
+    arguments: &[S],
+    held: Option<&File>,
+) -> Result<String, LocalError> {
+    let cannot_run = |source| LocalError::Run { program: program.to_owned(), source };
+    let input = held.map(File::try_clone).transpose().map_err(cannot_run)?.map_or_else(Stdio::null, Stdio::from);
     let path = std::env::var("PATH").unwrap_or_default();
     let output = Command::new(program)
         .args(arguments)
         .env("PATH", format!("{path}:{}", DIRECTORIES.join(":")))
         .env("LC_ALL", "C.UTF-8")
-        .stdin(Stdio::null())
+        .stdin(input)
         .output()
-        .map_err(|source| LocalError::Run { program: program.to_owned(), source })?;
+        .map_err(cannot_run)?;
     if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
