@@ -20,7 +20,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("bulkhead-agent", &["bulkhead-core", "bulkhead-trust", "bulkhead-wire", "bulkhead-store"]),
     (
         "bulkhead-cli",
-        &["bulkhead-core", "bulkhead-trust", "bulkhead-wire", "bulkhead-store", "bulkhead-image", "bulkhead-fleet"],
+        &[
+            "bulkhead-core",
+            "bulkhead-trust",
+            "bulkhead-wire",
+            "bulkhead-store",
+            "bulkhead-image",
+            "bulkhead-fleet",
+            "bulkhead-scale",
+            "bulkhead-provider",
+            "bulkhead-pool",
+        ],
     ),
     ("bulkhead-testapp", &[]),
     // Development only: nothing below may depend on these two except as a dev-dependency.

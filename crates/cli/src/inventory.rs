@@ -40,6 +40,7 @@ pub fn set(document: &mut DocumentMut, name: &NodeName, node: &FleetNode) {
         ("address", Some(node.address.clone())),
         ("host_key", node.host_key.clone()),
         ("provider", node.provider.clone()),
+        ("pool", node.pool.as_ref().map(ToString::to_string)),
     ] {
         let found = entry.get(key).and_then(Item::as_str).map(str::to_owned);
         match wanted {
@@ -77,17 +78,17 @@ mod tests {
             port,
             host_key: Some("ssh-ed25519 AAAA".into()),
             provider: None,
-            pool: None,
+            pool: Some("iron".parse().unwrap()),
         };
         let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
         set(&mut document, &a, &node("203.0.113.7", Some(2222)));
         set(&mut document, &b, &node("203.0.113.8", Some(2200)));
         set(&mut document, &b, &node("203.0.113.8", None));
         let wanted = format!(
-            "{text}host_key = \"ssh-ed25519 AAAA\"\n\n[nodes.b]\nenvironment = \"staging\"\naddress = \"203.0.113.8\"\nhost_key = \"ssh-ed25519 AAAA\"\n"
+            "{text}host_key = \"ssh-ed25519 AAAA\"\npool = \"iron\"\n\n[nodes.b]\nenvironment = \"staging\"\naddress = \"203.0.113.8\"\nhost_key = \"ssh-ed25519 AAAA\"\npool = \"iron\"\n"
         );
         assert_eq!(document.to_string(), wanted);
         remove(&mut document, &b);
-        assert_eq!(document.to_string(), format!("{text}host_key = \"ssh-ed25519 AAAA\"\n"));
+        assert_eq!(document.to_string(), format!("{text}host_key = \"ssh-ed25519 AAAA\"\npool = \"iron\"\n"));
     }
 }

@@ -15,6 +15,7 @@
 //! | [`orders`] | one order from draft to the table of what came of it |
 //! | [`deployment`] | what plan, deploy, promote and rollback share |
 //! | [`mod@plan`] | what an order would change, as data and text |
+//! | [`pools`] | `[pools]` of `fleet.toml` as the loop takes them, and where it keeps its files |
 //! | [`secrets`] | sealed secrets beside `fleet.toml` |
 //! | [`promotion`] | what promote takes from a release and what from the manifest |
 //! | [`packfile`] | a pack in a file, for a node's drop box |
@@ -53,6 +54,7 @@ pub mod orders;
 pub mod output;
 pub mod packfile;
 pub mod plan;
+pub mod pools;
 pub mod promotion;
 pub mod proof;
 pub mod proposal;

@@ -13,6 +13,7 @@
 
 use crate::{
     error::{Error, Kind, Result},
+    pools,
     session::state_directory,
 };
 use bulkhead_core::{
@@ -406,18 +407,38 @@ impl FleetFiles {
         }
     }
 
-    /// The nodes of an environment, by name.
+    /// The nodes of an environment that orders go to, by name: those of pools are passed by.
     ///
     /// # Errors
     /// It has none.
     pub fn nodes_in(&self, environment: &EnvironmentName) -> Result<Vec<(NodeName, FleetNode)>> {
-        let nodes: Vec<_> = self
-            .fleet
-            .nodes
-            .iter()
-            .filter(|(_, node)| node.environment == *environment)
-            .map(|(name, node)| (name.clone(), node.clone()))
-            .collect();
+        let all = self.all_nodes_in(environment)?;
+        let nodes: Vec<_> = all.into_iter().filter(|(_, node)| node.pool.is_none()).collect();
+        if nodes.is_empty() {
+            return Err(Error::configuration(format!("`{environment}` has no nodes but those of pools"))
+                .hint("orders go to none of them: `bulkhead pool grant` says what runs there"));
+        }
+        Ok(nodes)
+    }
+
+    /// The nodes of an environment, or all, that orders go to.
+    ///
+    /// # Errors
+    /// The environment has none.
+    pub fn nodes(&self, environment: Option<&EnvironmentName>) -> Result<Vec<(NodeName, FleetNode)>> {
+        match environment {
+            Some(environment) => self.nodes_in(environment),
+            None => Ok(self.every_node().into_iter().filter(|(_, node)| node.pool.is_none()).collect()),
+        }
+    }
+
+    /// Every node of an environment, by name: for commands that look, and for what all nodes must know.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn all_nodes_in(&self, environment: &EnvironmentName) -> Result<Vec<(NodeName, FleetNode)>> {
+        let nodes: Vec<_> =
+            self.every_node().into_iter().filter(|(_, node)| node.environment == *environment).collect();
         if nodes.is_empty() {
             let path = self.directory.join(FLEET);
             let message = format!("{} has no node in environment `{environment}`", shown(&path));
@@ -429,15 +450,19 @@ impl FleetFiles {
         Ok(nodes)
     }
 
-    /// The nodes of an environment, or all.
+    /// As [`Self::all_nodes_in`], or every node.
     ///
     /// # Errors
     /// The environment has none.
-    pub fn nodes(&self, environment: Option<&EnvironmentName>) -> Result<Vec<(NodeName, FleetNode)>> {
-        match environment {
-            Some(environment) => self.nodes_in(environment),
-            None => Ok(self.fleet.nodes.iter().map(|(name, node)| (name.clone(), node.clone())).collect()),
-        }
+    pub fn all_nodes(&self, environment: Option<&EnvironmentName>) -> Result<Vec<(NodeName, FleetNode)>> {
+        environment.map_or_else(|| Ok(self.every_node()), |environment| self.all_nodes_in(environment))
+    }
+
+    /// Those of `fleet.toml`, and after them those that this machine's loop bought.
+    fn every_node(&self) -> Vec<(NodeName, FleetNode)> {
+        let mut nodes: Vec<_> = self.fleet.nodes.iter().map(|(name, node)| (name.clone(), node.clone())).collect();
+        nodes.extend(pools::bought(&self.fleet.fleet));
+        nodes
     }
 
     /// Of these nodes the one that was named.
@@ -464,7 +489,7 @@ impl FleetFiles {
     #[must_use]
     pub fn environments(&self) -> Vec<EnvironmentName> {
         let set: std::collections::BTreeSet<_> =
-            self.fleet.nodes.values().map(|node| node.environment.clone()).collect();
+            self.every_node().into_iter().map(|(_, node)| node.environment).collect();
         set.into_iter().collect()
     }
 

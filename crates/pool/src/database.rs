@@ -1,7 +1,7 @@
 //! What a scaler knows, in one SQLite file.
 //!
 //! ```text
-//! meta       token, epoch, next machine, next instance, frozen
+//! meta       token, epoch, next machine, next instance, frozen, orphans
 //! pools      pools by the number that rows have of them, never given to another, as they were configured last
 //! machines   one row each, as JSON; those that are gone for a week
 //! instances  one row each, as JSON, with the workload that it is one of
@@ -16,11 +16,13 @@
 //! - A step's rows are in one transaction, which is on disk before any of the step's commands begins.
 //! - Only `requests` is written by others.
 
-use bulkhead_scale::{Instance, InstanceId, Ledger, Machine, MachineId, Output, Pool, PoolIndex, Rows, Scaler, Time};
+use bulkhead_scale::{
+    Instance, InstanceId, Ledger, Machine, MachineId, Output, Pool, PoolIndex, Rows, Scaler, ServerId, Time,
+};
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    fs::{File, TryLockError},
+    fs::{self, File, TryLockError},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -29,6 +31,9 @@ use std::{
 const DECISIONS_MAX: i64 = 100_000;
 /// How long another process's transaction is waited for: only `requests` is written by others, in an instant.
 const BUSY: Duration = Duration::from_secs(10);
+/// How often the lock is tried, and the pause between two tries.
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// Version of the tables.
 const FORMAT: i64 = 1;
 
@@ -95,14 +100,39 @@ pub enum DatabaseError {
     },
 }
 
+/// The file, open to be read.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    path: PathBuf,
+    connection: Connection,
+}
+
 /// The database, open for the one process that writes it.
 #[derive(Debug)]
 pub struct Database {
-    path: PathBuf,
-    connection: Connection,
+    reader: Reader,
     epoch: i64,
     /// Held as long as this lives.
     _lock: File,
+}
+
+/// The file that whoever writes has a lock on.
+pub(crate) fn lock_path(path: &Path) -> PathBuf {
+    let mut lock_path = path.as_os_str().to_owned();
+    lock_path.push(".lock");
+    lock_path.into()
+}
+
+/// The pools that rows count, by what is configured now: those that are not are retired.
+pub(crate) fn merged(known: Vec<Pool>, wanted: Vec<Pool>) -> Vec<Pool> {
+    let mut pools: Vec<Pool> = known.into_iter().map(|pool| Pool { is_retired: true, ..pool }).collect();
+    for pool in wanted {
+        match pools.iter_mut().find(|known| known.name == pool.name) {
+            Some(known) => *known = pool,
+            None => pools.push(pool),
+        }
+    }
+    pools
 }
 
 fn connect(path: &Path) -> Result<Connection, DatabaseError> {
@@ -121,23 +151,22 @@ impl Database {
     /// # Errors
     /// Another process has it, or it cannot be read.
     pub fn open(path: &Path) -> Result<Self, DatabaseError> {
-        let mut lock_path = path.as_os_str().to_owned();
-        lock_path.push(".lock");
-        let lock_path = PathBuf::from(lock_path);
+        let lock_path = lock_path(path);
         let locking = |source| DatabaseError::Lock { path: lock_path.clone(), source };
         let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(locking)?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => DatabaseError::Taken { path: path.into() },
-            TryLockError::Error(source) => locking(source),
-        })?;
+        // Whoever looks whether a loop runs has the lock for an instant.
+        let mut tries = 1;
+        while let Err(error) = lock.try_lock() {
+            match error {
+                TryLockError::WouldBlock if tries < LOCK_TRIES => std::thread::sleep(LOCK_PAUSE),
+                TryLockError::WouldBlock => return Err(DatabaseError::Taken { path: path.into() }),
+                TryLockError::Error(source) => return Err(locking(source)),
+            }
+            tries += 1;
+        }
         let mut connection = connect(path)?;
         let epoch = begin(&mut connection, path)?;
-        Ok(Self { path: path.into(), connection, epoch, _lock: lock })
-    }
-
-    fn wrong(&self, doing: &'static str) -> impl Fn(rusqlite::Error) -> DatabaseError + use<> {
-        let path = self.path.clone();
-        move |source| DatabaseError::Sqlite { doing, path: path.clone(), source }
+        Ok(Self { reader: Reader { path: path.into(), connection }, epoch, _lock: lock })
     }
 
     /// A word of letters and digits that was drawn when the file was made: it is in the names of all its machines.
@@ -145,8 +174,7 @@ impl Database {
     /// # Errors
     /// The file cannot be read.
     pub fn token(&self) -> Result<String, DatabaseError> {
-        let query = "SELECT value FROM meta WHERE key = 'token'";
-        self.connection.query_row(query, [], |row| row.get(0)).map_err(self.wrong("cannot read"))
+        self.reader.token()
     }
 
     /// The pools in the order that rows count them: those of the configuration, and those that are in it no more.
@@ -154,16 +182,9 @@ impl Database {
     /// # Errors
     /// The file cannot be read or written.
     pub fn pools(&mut self, wanted: Vec<Pool>) -> Result<Vec<Pool>, DatabaseError> {
-        let known: Vec<(i64, Pool)> = self.read_all("SELECT number, spec FROM pools ORDER BY number", "pool")?;
-        let mut pools: Vec<Pool> = known.into_iter().map(|(_, pool)| Pool { is_retired: true, ..pool }).collect();
-        for pool in wanted {
-            match pools.iter_mut().find(|known| known.name == pool.name) {
-                Some(known) => *known = pool,
-                None => pools.push(pool),
-            }
-        }
-        let wrong = self.wrong("cannot write the pools of");
-        let transaction = self.connection.transaction().map_err(&wrong)?;
+        let pools = merged(self.reader.pools()?, wanted);
+        let wrong = self.reader.wrong("cannot write the pools of");
+        let transaction = self.reader.connection.transaction().map_err(&wrong)?;
         for (number, pool) in pools.iter().enumerate() {
             let insert = "INSERT OR REPLACE INTO pools (number, name, spec) VALUES (?1, ?2, ?3)";
             transaction
@@ -174,48 +195,12 @@ impl Database {
         Ok(pools)
     }
 
-    fn row(&self, what: String, error: impl std::fmt::Display) -> DatabaseError {
-        DatabaseError::Row { path: self.path.clone(), what, message: error.to_string() }
-    }
-
-    fn read_all<T: DeserializeOwned>(&self, query: &str, what: &str) -> Result<Vec<(i64, T)>, DatabaseError> {
-        let wrong = self.wrong("cannot read");
-        let mut statement = self.connection.prepare(query).map_err(&wrong)?;
-        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?))).map_err(&wrong)?;
-        rows.map(|row| {
-            let (id, text) = row.map_err(&wrong)?;
-            let parsed = serde_json::from_str(&text).map_err(|error| self.row(format!("{what} {id}"), error))?;
-            Ok((id, parsed))
-        })
-        .collect()
-    }
-
-    fn meta(&self, key: &str) -> Result<Option<String>, DatabaseError> {
-        let query = "SELECT value FROM meta WHERE key = ?1";
-        self.connection.query_row(query, [key], |row| row.get(0)).optional().map_err(self.wrong("cannot read"))
-    }
-
     /// Everything, for [`Scaler::restore`].
     ///
     /// # Errors
     /// A row cannot be read.
     pub fn rows(&self) -> Result<Rows, DatabaseError> {
-        let machines: Vec<(i64, Machine)> = self.read_all("SELECT id, row FROM machines ORDER BY id", "machine")?;
-        let instances: Vec<(i64, Instance)> = self.read_all("SELECT id, row FROM instances ORDER BY id", "instance")?;
-        let ledgers: Vec<(i64, Ledger)> =
-            self.read_all("SELECT pool, row FROM ledgers ORDER BY pool", "the ledger of pool")?;
-        let next = self.meta("next-machine")?.map_or(Ok(0), |text| text.parse());
-        let next = next.map_err(|error| self.row("the next machine".into(), error))?;
-        Ok(Rows {
-            machines: machines.into_iter().map(|(_, row)| row).collect(),
-            instances: instances.into_iter().map(|(_, row)| row).collect(),
-            ledgers: ledgers
-                .into_iter()
-                .filter_map(|(pool, ledger)| Some((PoolIndex(u16::try_from(pool).ok()?), ledger)))
-                .collect(),
-            next_machine: MachineId(next),
-            is_frozen: self.meta("frozen")?.is_some(),
-        })
+        self.reader.rows()
     }
 
     /// The workload of every instance, and the id that the next one gets.
@@ -223,17 +208,7 @@ impl Database {
     /// # Errors
     /// The file cannot be read.
     pub fn workloads(&self) -> Result<(Vec<(InstanceId, String)>, InstanceId), DatabaseError> {
-        let wrong = self.wrong("cannot read");
-        let mut query = self.connection.prepare("SELECT id, workload FROM instances ORDER BY id").map_err(&wrong)?;
-        let rows = query.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?))).map_err(&wrong)?;
-        let mut workloads = Vec::new();
-        for row in rows {
-            let (id, workload) = row.map_err(&wrong)?;
-            workloads.push((InstanceId(id.unsigned_abs()), workload));
-        }
-        let next = self.meta("next-instance")?.map_or(Ok(0), |text| text.parse());
-        let next = next.map_err(|error| self.row("the next instance".into(), error))?;
-        Ok((workloads, InstanceId(next)))
+        self.reader.workloads()
     }
 
     /// Writes what steps changed, in one transaction, and takes the requests out that they were about.
@@ -241,10 +216,11 @@ impl Database {
     /// # Errors
     /// Nothing was written; where another process took over, this one must end.
     pub fn write(&mut self, scaler: &Scaler, written: &Written<'_>) -> Result<(), DatabaseError> {
-        let path = self.path.clone();
+        let path = self.reader.path.clone();
         let wrong = |source| DatabaseError::Sqlite { doing: "cannot write", path: path.clone(), source };
         let epoch = self.epoch;
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&wrong)?;
+        let transaction =
+            self.reader.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&wrong)?;
         let found: i64 = transaction
             .query_row("SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'epoch'", [], |row| row.get(0))
             .map_err(&wrong)?;
@@ -279,6 +255,8 @@ impl Database {
         let mut meta = transaction.prepare_cached(set).map_err(&wrong)?;
         meta.execute(params!["next-machine", scaler.next_machine().0.to_string()]).map_err(&wrong)?;
         meta.execute(params!["next-instance", written.next_instance.0.to_string()]).map_err(&wrong)?;
+        let orphans: Vec<(ServerId, &str)> = scaler.orphans().collect();
+        meta.execute(params!["orphans", json(&orphans)]).map_err(&wrong)?;
         drop(meta);
         if scaler.is_frozen_by_person() {
             transaction.execute(set, params!["frozen", "1"]).map_err(&wrong)?;
@@ -311,6 +289,114 @@ impl Database {
     /// # Errors
     /// The file cannot be read. A request that cannot be understood is an error of its own, beside its number.
     pub fn requests<T: DeserializeOwned>(&self) -> Result<Vec<Asked<T>>, DatabaseError> {
+        self.reader.requests()
+    }
+}
+
+impl Reader {
+    /// Opens a file that is there, in one transaction that sees nothing of what is written meanwhile.
+    pub(crate) fn open(path: &Path) -> Result<Self, DatabaseError> {
+        let wrong = |source| DatabaseError::Sqlite { doing: "cannot open", path: path.into(), source };
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let connection = Connection::open_with_flags(path, flags).map_err(wrong)?;
+        connection.busy_timeout(BUSY).map_err(wrong)?;
+        connection.execute_batch("BEGIN").map_err(wrong)?;
+        let format: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(wrong)?;
+        if format != FORMAT {
+            return Err(DatabaseError::Format { path: path.into(), found: format });
+        }
+        Ok(Self { path: path.into(), connection })
+    }
+
+    fn wrong(&self, doing: &'static str) -> impl Fn(rusqlite::Error) -> DatabaseError + use<> {
+        let path = self.path.clone();
+        move |source| DatabaseError::Sqlite { doing, path: path.clone(), source }
+    }
+
+    pub(crate) fn token(&self) -> Result<String, DatabaseError> {
+        let query = "SELECT value FROM meta WHERE key = 'token'";
+        self.connection.query_row(query, [], |row| row.get(0)).map_err(self.wrong("cannot read"))
+    }
+
+    pub(crate) fn pools(&self) -> Result<Vec<Pool>, DatabaseError> {
+        let known: Vec<(i64, Pool)> = self.read_all("SELECT number, spec FROM pools ORDER BY number", "pool")?;
+        Ok(known.into_iter().map(|(_, pool)| pool).collect())
+    }
+
+    /// Machines at the provider that are on no record, as of the last write.
+    pub(crate) fn orphans(&self) -> Result<Vec<(ServerId, String)>, DatabaseError> {
+        let Some(text) = self.meta("orphans")? else { return Ok(vec![]) };
+        serde_json::from_str(&text).map_err(|error| self.row("the list of orphans".into(), error))
+    }
+
+    /// The last decisions after one, oldest first: number, moment, text.
+    pub(crate) fn decisions(&self, after: i64, most: u32) -> Result<Vec<(i64, Time, String)>, DatabaseError> {
+        let wrong = self.wrong("cannot read the decisions in");
+        let query = "SELECT id, at, text FROM decisions WHERE id > ?1 ORDER BY id DESC LIMIT ?2";
+        let mut query = self.connection.prepare(query).map_err(&wrong)?;
+        let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, Time(row.get::<_, i64>(1)?.unsigned_abs()), row.get(2)?));
+        let rows = query.query_map(params![after, most], row).map_err(&wrong)?;
+        let mut decisions = rows.collect::<Result<Vec<_>, _>>().map_err(&wrong)?;
+        decisions.reverse();
+        Ok(decisions)
+    }
+
+    fn row(&self, what: String, error: impl std::fmt::Display) -> DatabaseError {
+        DatabaseError::Row { path: self.path.clone(), what, message: error.to_string() }
+    }
+
+    fn read_all<T: DeserializeOwned>(&self, query: &str, what: &str) -> Result<Vec<(i64, T)>, DatabaseError> {
+        let wrong = self.wrong("cannot read");
+        let mut statement = self.connection.prepare(query).map_err(&wrong)?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?))).map_err(&wrong)?;
+        rows.map(|row| {
+            let (id, text) = row.map_err(&wrong)?;
+            let parsed = serde_json::from_str(&text).map_err(|error| self.row(format!("{what} {id}"), error))?;
+            Ok((id, parsed))
+        })
+        .collect()
+    }
+
+    fn meta(&self, key: &str) -> Result<Option<String>, DatabaseError> {
+        let query = "SELECT value FROM meta WHERE key = ?1";
+        self.connection.query_row(query, [key], |row| row.get(0)).optional().map_err(self.wrong("cannot read"))
+    }
+
+    pub(crate) fn rows(&self) -> Result<Rows, DatabaseError> {
+        let machines: Vec<(i64, Machine)> = self.read_all("SELECT id, row FROM machines ORDER BY id", "machine")?;
+        let instances: Vec<(i64, Instance)> = self.read_all("SELECT id, row FROM instances ORDER BY id", "instance")?;
+        let ledgers: Vec<(i64, Ledger)> =
+            self.read_all("SELECT pool, row FROM ledgers ORDER BY pool", "the ledger of pool")?;
+        let next = self.meta("next-machine")?.map_or(Ok(0), |text| text.parse());
+        let next = next.map_err(|error| self.row("the next machine".into(), error))?;
+        Ok(Rows {
+            machines: machines.into_iter().map(|(_, row)| row).collect(),
+            instances: instances.into_iter().map(|(_, row)| row).collect(),
+            ledgers: ledgers
+                .into_iter()
+                .filter_map(|(pool, ledger)| Some((PoolIndex(u16::try_from(pool).ok()?), ledger)))
+                .collect(),
+            next_machine: MachineId(next),
+            is_frozen: self.meta("frozen")?.is_some(),
+        })
+    }
+
+    pub(crate) fn workloads(&self) -> Result<(Vec<(InstanceId, String)>, InstanceId), DatabaseError> {
+        let wrong = self.wrong("cannot read");
+        let mut query = self.connection.prepare("SELECT id, workload FROM instances ORDER BY id").map_err(&wrong)?;
+        let rows = query.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?))).map_err(&wrong)?;
+        let mut workloads = Vec::new();
+        for row in rows {
+            let (id, workload) = row.map_err(&wrong)?;
+            workloads.push((InstanceId(id.unsigned_abs()), workload));
+        }
+        let next = self.meta("next-instance")?.map_or(Ok(0), |text| text.parse());
+        let next = next.map_err(|error| self.row("the next instance".into(), error))?;
+        Ok((workloads, InstanceId(next)))
+    }
+
+    /// See [`Database::requests`].
+    pub(crate) fn requests<T: DeserializeOwned>(&self) -> Result<Vec<Asked<T>>, DatabaseError> {
         let wrong = self.wrong("cannot read the requests in");
         let mut query = self
             .connection
@@ -398,16 +484,35 @@ fn draw() -> String {
     bytes.iter().enumerate().map(letter).collect()
 }
 
-/// Asks something of the process that runs, or will run: it is durable, and done once.
+/// Makes the file where there is none, so that something can be asked before any loop ever ran.
+///
+/// # Errors
+/// It cannot be made.
+pub fn make(path: &Path) -> Result<(), DatabaseError> {
+    if path.exists() {
+        return Ok(());
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(|source| DatabaseError::Lock { path: lock_path(path), source })?;
+    }
+    match Database::open(path) {
+        // Whoever has it has made it.
+        Ok(_) | Err(DatabaseError::Taken { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Asks something of the process that runs, or will run: it is durable, and done once. Returns its number.
 ///
 /// # Errors
 /// There is no such database, or it cannot be written.
-pub fn ask(path: &Path, request: &impl Serialize) -> Result<(), DatabaseError> {
+pub fn ask(path: &Path, request: &impl Serialize) -> Result<i64, DatabaseError> {
     let wrong = |source| DatabaseError::Sqlite { doing: "cannot ask in", path: path.into(), source };
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
     let connection = Connection::open_with_flags(path, flags).map_err(wrong)?;
     connection.busy_timeout(BUSY).map_err(wrong)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(wrong)?;
     let text = erased::Row::json(request);
-    connection.execute("INSERT INTO requests (request) VALUES (?1)", [text]).map(drop).map_err(wrong)
+    connection.execute("INSERT INTO requests (request) VALUES (?1)", [text]).map_err(wrong)?;
+    Ok(connection.last_insert_rowid())
 }

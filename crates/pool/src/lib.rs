@@ -9,8 +9,9 @@ mod nodes;
 mod provided;
 mod records;
 mod runner;
+mod view;
 
-pub use database::{Asked, Database, DatabaseError, Written, ask};
+pub use database::{Asked, Database, DatabaseError, Written, ask, make};
 pub use durable::FileError;
 pub use enrolment::{Enrolment, EnrolmentError};
 #[cfg(target_os = "linux")]
@@ -19,3 +20,4 @@ pub use nodes::{FleetNodes, Granted, Grants, NodeMeans, PoolSettings};
 pub use provided::Provided;
 pub use records::{Milestones, NodeRecord, Numbered, nodes, records};
 pub use runner::{Clock, Log, Means, Nodes, Request, Runner, Servers, system_clock};
+pub use view::{Told, View, decisions};

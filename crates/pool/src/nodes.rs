@@ -474,7 +474,7 @@ impl FleetNodes {
         self.means.runtime.block_on(async {
             let status = self.status(&record, ACCOUNT, self.means.timeouts).await?;
             if status.apps.iter().any(|known| known.app == app && (known.live.is_some() || known.busy.is_some())) {
-                let order = self.order(&app, &grant, Action::Remove { volumes: false });
+                let order = self.order(&app, &grant, Action::Remove { volumes: grant.scratch });
                 let papers = Papers { grant: Some(signed), ..Papers::default() };
                 self.send(&record, order, None, papers).await?;
             }

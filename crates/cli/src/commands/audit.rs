@@ -198,7 +198,7 @@ pub async fn run(context: &Context, args: &AuditArgs) -> Result<()> {
 }
 
 fn chosen(session: &Session, args: &AuditArgs) -> Result<Vec<(NodeName, FleetNode)>> {
-    let nodes = session.files.nodes(args.environment.environment.as_ref())?;
+    let nodes = session.files.all_nodes(args.environment.environment.as_ref())?;
     match &args.node {
         Some(wanted) => Ok(vec![session.files.named(&nodes, wanted)?]),
         None => Ok(nodes),

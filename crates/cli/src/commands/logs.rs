@@ -63,7 +63,7 @@ pub struct ShownLine {
 pub async fn run(context: &Context, args: &LogsArgs) -> Result<()> {
     let session = Session::open(context)?;
     let environment = session.files.environment_or_only(args.environment.environment.as_ref())?;
-    let nodes = session.files.nodes_in(&environment)?;
+    let nodes = session.files.all_nodes_in(&environment)?;
     if args.follow {
         context.ui.until_interrupted();
         return follow(context, &session, &nodes, args).await;

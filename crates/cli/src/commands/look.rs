@@ -142,7 +142,7 @@ pub async fn run(context: &Context, args: &LookArgs) -> Result<()> {
     let views = views(&args.tool)?;
     let session = Session::open(context)?;
     let environment = session.files.environment_or_only(args.environment.environment.as_ref())?;
-    let nodes = session.files.nodes_in(&environment)?;
+    let nodes = session.files.all_nodes_in(&environment)?;
     // Whoever may not look need not wait for a tool image to be built.
     let signers = match views {
         None => Some(session.signers(&environment, Purpose::Look).await?),

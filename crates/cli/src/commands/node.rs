@@ -127,7 +127,7 @@ pub async fn run(context: &Context, args: &NodeArgs) -> Result<()> {
 
 async fn ls(context: &Context, args: &NodeLsArgs) -> Result<()> {
     let session = Session::open(context)?;
-    let nodes = session.files.nodes(args.environment.environment.as_ref())?;
+    let nodes = session.files.all_nodes(args.environment.environment.as_ref())?;
     let fleet = &session.files.fleet.fleet;
     let mut report = NodeLsReport { nodes: vec![] };
     let mut errors = Vec::new();

@@ -56,7 +56,7 @@ pub struct OpenReport {
 pub async fn run(context: &Context, args: &OpenArgs) -> Result<()> {
     let session = Session::open(context)?;
     let environment = session.files.environment_or_only(args.environment.environment.as_ref())?;
-    let nodes = session.files.nodes_in(&environment)?;
+    let nodes = session.files.all_nodes_in(&environment)?;
     let listener = TcpListener::bind(("127.0.0.1", args.port)).await.map_err(|error| {
         let what = format!("cannot listen on 127.0.0.1:{}", args.port);
         Error::during(Kind::Usage, what, &error).hint("leave the port out to get a free one")

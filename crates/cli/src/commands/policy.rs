@@ -590,7 +590,7 @@ fn not_in_force(proposal: &Proposal, current: &Policy) -> String {
 /// Brings every node of the fleet to the policy in force, and says what came of it.
 async fn bring_to_all(context: &Context, files: &FleetFiles) -> Result<()> {
     let session = Session::of(context, FleetFiles::read(files.directory.clone())?)?;
-    let nodes = session.files.nodes(None)?;
+    let nodes = session.files.all_nodes(None)?;
     let answers = proposal::bring(&session, &nodes).await?;
     let asked = answers.len();
     let mut errors = Vec::new();
@@ -655,7 +655,7 @@ pub(crate) async fn bring_notice(
     let text =
         String::from_utf8(bytes).map_err(|error| Error::during(Kind::Internal, "the document is not text", &error))?;
     let document = SignedText { text, signatures };
-    let nodes = session.files.nodes(None)?;
+    let nodes = session.files.all_nodes(None)?;
     let answers = session
         .ask_all(&nodes, As::Courier, move |client| {
             let document = document.clone();

@@ -88,7 +88,7 @@ pub struct UnreachableNode {
 /// A node did not answer, or the fleet's files are wrong.
 pub async fn run(context: &Context, args: &PsArgs) -> Result<()> {
     let session = Session::open(context)?;
-    let nodes = session.files.nodes(args.environment.environment.as_ref())?;
+    let nodes = session.files.all_nodes(args.environment.environment.as_ref())?;
     let mut report = PsReport { services: vec![], unreachable: vec![], error: None };
     let mut errors = Vec::new();
     for answer in session.statuses(&nodes).await? {

@@ -96,7 +96,7 @@ pub struct ReleaseOnNode {
 /// A node did not answer.
 pub async fn run(context: &Context, args: &ReleasesArgs) -> Result<()> {
     let session = Session::open(context)?;
-    let nodes = session.files.nodes(args.environment.environment.as_ref())?;
+    let nodes = session.files.all_nodes(args.environment.environment.as_ref())?;
     let app = args.app.clone();
     let answers = session
         .ask_all(&nodes, As::Observer, move |client| {
@@ -106,7 +106,7 @@ pub async fn run(context: &Context, args: &ReleasesArgs) -> Result<()> {
         .await?;
     let (answers, rest) = those_and_the_rest(answers)?;
     let environment_of = |node: &NodeName| {
-        session.files.fleet.nodes.get(node).map(|node| node.environment.to_string()).unwrap_or_default()
+        nodes.iter().find(|(name, _)| name == node).map(|(_, node)| node.environment.to_string()).unwrap_or_default()
     };
     let mut report = merge(answers, environment_of);
     report.error = rest.as_ref().map(|error| error.report().error);

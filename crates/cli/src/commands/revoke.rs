@@ -152,7 +152,7 @@ fn preview(revocation: &Revocation, known: &Known, paint: Paint) -> String {
 
 impl Known {
     async fn ask(session: &Session) -> Result<Self> {
-        let nodes = session.files.nodes(None)?;
+        let nodes = session.files.all_nodes(None)?;
         let answers = session.ask_all(&nodes, As::Courier, |client| async move { client.releases(None).await }).await?;
         let mut known = Self::of(answers);
         known.images.extend(session.memory.documents());

@@ -6,12 +6,13 @@ use crate::{
     error::{Error, Kind, Result},
     inventory,
     output::{Paint, printable, size},
+    pools,
     session::{As, Session, cache_directory, node_error},
     workspace::{FLEET, FleetFiles, shown},
 };
 use bulkhead_core::{
-    EnvironmentName, NodeName,
-    fleet::FleetNode,
+    EnvironmentName, NodeName, PoolName,
+    fleet::{FleetNode, PoolProvider},
     name::nearest,
     node::{CONFIRM_WITHIN_S, NodeConfig, NodeIdentity},
 };
@@ -53,6 +54,12 @@ pub struct NodeAdoptArgs {
     /// The node's name; the machine's own host name by default.
     #[arg(long, value_name = "NAME")]
     pub name: Option<NodeName>,
+
+    /// The pool that it becomes a machine of, where `fleet.toml` has one of fixed machines.
+    ///
+    /// Deploys pass it by then; it runs what the pool was granted.
+    #[arg(long, value_name = "NAME")]
+    pub pool: Option<PoolName>,
 
     /// The port of the machine's SSH server, where it is not 22 and `~/.ssh/config` does not say.
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
@@ -129,6 +136,7 @@ pub struct AdoptReport {
 pub(super) async fn run(context: &Context, args: &NodeAdoptArgs) -> Result<()> {
     let session = Session::open(context)?;
     check_environment(&session, &args.environment.environment)?;
+    check_pool(&session, args)?;
     let agent = Agent::at_hand().await?;
     if let Some(report) = already_a_node(context, &session, args).await? {
         return context.ui.result(&report, render);
@@ -158,7 +166,7 @@ async fn adopt(
         fleet: session.files.fleet.fleet.clone(),
         node: name.clone(),
         environment: args.environment.environment.clone(),
-        pool: None,
+        pool: args.pool.clone(),
     };
     let obstacles = found.obstacles(agent.architecture, &identity);
     if !obstacles.is_empty() {
@@ -173,7 +181,7 @@ async fn adopt(
         port: port(args, machine)?,
         host_key: None,
         provider: None,
-        pool: None,
+        pool: args.pool.clone(),
     };
     target_as_node(session, &name, &node)?;
 
@@ -270,6 +278,29 @@ fn check_environment(session: &Session, environment: &EnvironmentName) -> Result
     })
 }
 
+/// A pool must be there, of fixed machines, and of the same environment: nothing else would ever lease this one.
+fn check_pool(session: &Session, args: &NodeAdoptArgs) -> Result<()> {
+    let Some(name) = &args.pool else { return Ok(()) };
+    let section = pools::section(&session.files.fleet, name)?;
+    if section.provider != PoolProvider::Fixed {
+        return Err(Error::usage(format!(
+            "pool `{name}` is from {}, which makes its machines: only a `fixed` one takes a machine that is there",
+            section.provider.as_str()
+        )));
+    }
+    if section.environment != args.environment.environment {
+        return Err(Error::usage(format!(
+            "pool `{name}` is for `{}`, and the node for `{}`",
+            section.environment, args.environment.environment
+        )));
+    }
+    if args.machine.host.parse::<std::net::IpAddr>().is_err() {
+        return Err(Error::usage(format!("`{}` is not an IP address", printable(&args.machine.host)))
+            .hint("a machine of a pool is leased by its address: name it by that"));
+    }
+    Ok(())
+}
+
 /// The report, where `fleet.toml` has this machine and it answers as this node; an error, where it has another of this
 /// name.
 async fn already_a_node(context: &Context, session: &Session, args: &NodeAdoptArgs) -> Result<Option<AdoptReport>> {
@@ -293,6 +324,13 @@ async fn already_a_node(context: &Context, session: &Session, args: &NodeAdoptAr
             "{} has this machine as node `{name}` of {}; a node does not change its environment",
             shown(&path),
             node.environment
+        )));
+    }
+    if node.pool != args.pool {
+        let of = node.pool.as_ref().map_or_else(|| "of no pool".to_owned(), |pool| format!("of pool `{pool}`"));
+        return Err(Error::configuration(format!(
+            "{} has this machine as node `{name}` {of}; a node does not change its pool",
+            shown(&path)
         )));
     }
     context.ui.progress(&format!("asking {name}"));

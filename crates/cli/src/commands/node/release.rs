@@ -95,7 +95,9 @@ pub struct NodeReleaseReport {
 pub(super) async fn run(context: &Context, args: &NodeReleaseArgs) -> Result<()> {
     context.ui.must_be_able_to_ask(args.yes)?;
     let session = Session::open(context)?;
-    let (_, node) = session.files.named(&session.files.nodes(None)?, &args.node)?;
+    // Those of pools among them; one that the loop bought goes by `bulkhead pool drain`.
+    let nodes: Vec<_> = session.files.fleet.nodes.clone().into_iter().collect();
+    let (_, node) = session.files.named(&nodes, &args.node)?;
     let client = session.connect(&args.node, &node, As::Courier).await.map_err(|error| {
         if !was_begun(&session, &args.node) {
             return error;

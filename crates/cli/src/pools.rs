@@ -1,0 +1,509 @@
+//! `[pools]` and `[scaling]` of `fleet.toml` as the loop takes them, and where the loop keeps what it knows.
+//!
+//! ```text
+//! STATE/pools/FLEET/pool.sqlite       what the loop knows, see `bulkhead_pool`
+//! STATE/pools/FLEET/leases.json       machines of a fixed pool that are leased
+//! STATE/pools/FLEET/nodes/NAME.json   a node that it bought
+//! .bulkhead/grants/POOL.APP.SERVICE.json   beside fleet.toml: what may run there, signed
+//! ```
+//!
+//! A provider's token is in no file of the fleet: it comes from the environment, or from a file that the environment
+//! names.
+
+use crate::{
+    error::{Error, Kind, Result},
+    grants::read_signed,
+    session::state_directory,
+    workspace::{FLEET, FleetFiles, read_text, shown},
+};
+use bulkhead_core::{
+    FleetName, NodeName, PoolName, SignedText,
+    fleet::{Fleet, FleetNode, HeadroomSetting, PoolProvider, PoolSection, Span},
+    grant::Grant,
+    name::nearest,
+    order::ServiceSpec,
+};
+use bulkhead_provider::{
+    DigitalOcean, Fixed, FixedMachine, Hetzner, Image, Provider, Settings, Token, UserData, Wanted,
+};
+use bulkhead_scale::{Billing, Caps, Consolidation, Headroom, Limits, Micros, Pool, Room};
+use serde::Deserialize;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// The folder of grants, beside `fleet.toml`.
+pub const GRANTS: &str = ".bulkhead/grants";
+
+/// The pools of a fleet.
+#[derive(Debug, Clone)]
+pub struct Pools {
+    /// Each, as a scaler takes it.
+    pub pools: Vec<Pool>,
+    /// What holds for all together.
+    pub limits: Limits,
+    /// Where their machines come from; none where there are no pools.
+    pub provider: Option<PoolProvider>,
+}
+
+impl Pools {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// A key is missing or wrong, or pools have several providers.
+    pub fn of(fleet: &Fleet) -> Result<Self> {
+        let pools = fleet.pools.iter().map(|(name, section)| pool(name, section)).collect::<Result<Vec<_>>>()?;
+        let mut providers = fleet.pools.iter().map(|(name, section)| (name, section.provider));
+        let first = providers.next();
+        if let Some((first, provider)) = first
+            && let Some((other, another)) = providers.find(|(_, another)| *another != provider)
+        {
+            return Err(Error::configuration(format!(
+                "{FLEET}: pool `{first}` is from {}, `{other}` from {}; for now all pools of a fleet come from one provider",
+                provider.as_str(),
+                another.as_str()
+            )));
+        }
+        if let [first, second, ..] = fleet.pools.keys().collect::<Vec<_>>()[..]
+            && matches!(fleet.pools[first].provider, PoolProvider::Fixed)
+        {
+            return Err(Error::configuration(format!(
+                "{FLEET}: `{first}` and `{second}` are both fixed; for now a fleet has one pool of fixed machines"
+            )));
+        }
+        let scaling = &fleet.scaling;
+        let amount = |key: &str, text: &Option<String>| amount(&format!("[scaling] {key}"), text.as_deref());
+        let mut limits = Limits {
+            caps: Caps {
+                machines: scaling.machines_max,
+                per_hour: amount("per_hour", &scaling.per_hour)?,
+                per_month: amount("per_month", &scaling.per_month)?,
+            },
+            ..Limits::default()
+        };
+        if let Some(creations) = scaling.creations {
+            if creations == 0 {
+                return Err(wrong("[scaling] creations", "0 buys nothing ever: `bulkhead pool freeze` does that"));
+            }
+            limits.creations = creations;
+        }
+        Ok(Self { pools, limits, provider: first.map(|(_, provider)| provider) })
+    }
+
+    /// One of them.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn named(&self, name: &PoolName) -> Result<&Pool> {
+        self.pools.iter().find(|pool| pool.name == *name).ok_or_else(|| {
+            let known: Vec<&str> = self.pools.iter().map(|pool| pool.name.as_str()).collect();
+            no_pool(name, &known)
+        })
+    }
+}
+
+/// A pool's section.
+///
+/// # Errors
+/// `fleet.toml` has none of this name.
+pub fn section<'a>(fleet: &'a Fleet, name: &PoolName) -> Result<&'a PoolSection> {
+    fleet.pools.get(name).ok_or_else(|| {
+        let known: Vec<&str> = fleet.pools.keys().map(PoolName::as_str).collect();
+        no_pool(name, &known)
+    })
+}
+
+fn no_pool(name: &PoolName, known: &[&str]) -> Error {
+    let error = Error::usage(format!("{FLEET} has no pool `{name}`"));
+    match nearest(name.as_str(), known.iter().copied()) {
+        Some(near) => error.hint(format!("did you mean `{near}`?")),
+        None if known.is_empty() => error.hint(format!("`[pools.{name}]` makes one, see docs/elasticity.md")),
+        None => error.hint(format!("there are {}", known.join(", "))),
+    }
+}
+
+fn wrong(key: &str, what: &str) -> Error {
+    Error::configuration(format!("{FLEET}: {key}: {what}"))
+}
+
+fn amount(key: &str, text: Option<&str>) -> Result<Option<Micros>> {
+    text.map(|text| text.parse().map_err(|error| wrong(key, &format!("{error}")))).transpose()
+}
+
+fn pool(name: &PoolName, section: &PoolSection) -> Result<Pool> {
+    let key = |key: &str| format!("[pools.{name}] {key}");
+    let is_paid = matches!(section.provider, PoolProvider::DigitalOcean | PoolProvider::Hetzner);
+    let price = amount(&key("price"), section.price.as_deref())?;
+    if is_paid && price.is_none_or(|price| price == Micros(0)) {
+        return Err(wrong(&key("price"), "write what one machine costs an hour in dollars, such as `\"0.03571\"`"));
+    }
+    if is_paid && section.machines_max.is_none() {
+        return Err(wrong(&key("machines_max"), "write how many machines it may buy at most, such as `10`"));
+    }
+    if section.slots == 0 {
+        return Err(wrong(&key("slots"), "write how many instances a machine takes, such as `23`"));
+    }
+    if section.machines_max.is_some_and(|most| most < section.machines_min) {
+        return Err(wrong(&key("machines_min"), "it is more than `machines_max`"));
+    }
+    let memory_mib = match section.memory {
+        Some(size) => u32::try_from(size.0 >> 20).map_err(|_| wrong(&key("memory"), "no machine has so much"))?,
+        None => 0,
+    };
+    let cpu_milli = section.cpu_percent.unwrap_or(0).saturating_mul(10);
+    let billing = match section.provider {
+        PoolProvider::DigitalOcean => Billing::DIGITALOCEAN,
+        PoolProvider::Hetzner => Billing::PerHour,
+        PoolProvider::Fixed | PoolProvider::Local => Billing::Free,
+    };
+    let consolidation = match section.consolidation {
+        None => None,
+        Some(section) if (1..=99).contains(&section.below_percent) => {
+            Some(Consolidation { below_percent: section.below_percent, every_ms: section.every.0 })
+        }
+        Some(_) => return Err(wrong(&key("consolidation.below_percent"), "write 1 to 99")),
+    };
+    let usual = Pool::new(name.clone(), section.slots, price.unwrap_or_default(), billing);
+    let span = |span: Option<Span>, usual: u64| span.map_or(usual, |span| span.0);
+    Ok(Pool {
+        machine: Room { slots: section.slots, memory_mib, cpu_milli },
+        caps: Caps {
+            machines: section.machines_max,
+            per_hour: amount(&key("per_hour"), section.per_hour.as_deref())?,
+            per_month: amount(&key("per_month"), section.per_month.as_deref())?,
+        },
+        machines_min: section.machines_min,
+        headroom: match section.headroom {
+            HeadroomSetting::Slots(slots) => Headroom::Slots(slots),
+            HeadroomSetting::Percentile(percentile) => Headroom::Arrivals { percentile },
+        },
+        idle_ms: span(section.idle, usual.idle_ms),
+        consolidation,
+        boot_max_ms: span(section.boot_max, usual.boot_max_ms),
+        drain_max_ms: span(section.drain_max, usual.drain_max_ms),
+        ..usual
+    })
+}
+
+/// What an instance of a service takes of a machine: a slot, and what else the pool says that its machines have.
+#[must_use]
+pub fn needs(pool: &Pool, service: &ServiceSpec) -> Room {
+    let mib = |bytes: u64| u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX);
+    let memory_mib = if pool.machine.memory_mib > 0 { service.memory_max_bytes.map_or(0, mib) } else { 0 };
+    let cpu = service.cpu_percent.unwrap_or(0).saturating_mul(10);
+    Room { slots: 1, memory_mib, cpu_milli: if pool.machine.cpu_milli > 0 { cpu } else { 0 } }
+}
+
+/// What a machine of each pool is bought as. Its name is filled in for each, and so is what it is told at first boot.
+///
+/// # Errors
+/// A key is missing.
+pub fn wanted(fleet: &Fleet) -> Result<BTreeMap<PoolName, Wanted>> {
+    fleet.pools.iter().map(|(name, section)| Ok((name.clone(), wanted_of(name, section)?))).collect()
+}
+
+fn wanted_of(name: &PoolName, section: &PoolSection) -> Result<Wanted> {
+    let examples = match section.provider {
+        PoolProvider::DigitalOcean => Some(["fra1", "s-2vcpu-4gb", "debian-13-x64"]),
+        PoolProvider::Hetzner => Some(["fsn1", "cx33", "debian-13"]),
+        PoolProvider::Fixed | PoolProvider::Local => None,
+    };
+    let said = |key: &str, value: &Option<String>, place: usize| match (value, examples) {
+        (Some(value), _) => Ok(value.clone()),
+        (None, None) => Ok(String::new()),
+        (None, Some(examples)) => {
+            let example = examples.get(place).copied().unwrap_or_default();
+            Err(wrong(
+                &format!("[pools.{name}] {key}"),
+                &format!("write the provider's name for it, such as `\"{example}\"`"),
+            ))
+        }
+    };
+    let image = said("image", &section.image, 2)?;
+    Ok(Wanted {
+        name: "".into(),
+        user_data: UserData::default(),
+        ssh_keys: section.ssh_keys.clone(),
+        region: said("region", &section.region, 0)?,
+        size: said("size", &section.size, 1)?,
+        image: image.parse().map_or(Image::Slug(image), Image::Id),
+        network: section.network.clone(),
+        tags: section.tags.clone(),
+    })
+}
+
+/// Where the machines of a fleet's pools come from. `local` makes the provider of virtual nodes, which is asked for
+/// where that is the one.
+///
+/// # Errors
+/// There are no pools, a token is missing, or a machine of a fixed pool has no address.
+pub fn provider(
+    fleet: &Fleet,
+    directory: &Path,
+    local: impl FnOnce() -> Result<Arc<dyn Provider>>,
+) -> Result<Arc<dyn Provider>> {
+    let folded = |error| Error::of(Kind::Configuration, &error);
+    match Pools::of(fleet)?.provider {
+        None => Err(Error::configuration(format!("{FLEET} has no pools")).hint("see docs/elasticity.md")),
+        Some(PoolProvider::Local) => local(),
+        Some(PoolProvider::DigitalOcean) => {
+            let settings = settings("DIGITALOCEAN", DigitalOcean::BASE_URL, &|name| std::env::var(name).ok())?;
+            Ok(Arc::new(DigitalOcean::new(settings, &fleet.fleet).map_err(folded)?))
+        }
+        Some(PoolProvider::Hetzner) => {
+            let settings = settings("HETZNER", Hetzner::BASE_URL, &|name| std::env::var(name).ok())?;
+            Ok(Arc::new(Hetzner::new(settings, fleet.fleet.clone()).map_err(folded)?))
+        }
+        Some(PoolProvider::Fixed) => {
+            let machines = fixed_machines(fleet)?;
+            let path = directory.join("leases.json");
+            Ok(Arc::new(Fixed::open(machines, &fleet.fleet, &path).map_err(folded)?))
+        }
+    }
+}
+
+/// The nodes of `fleet.toml` that are of a pool. A lease has an address, not a host's name.
+fn fixed_machines(fleet: &Fleet) -> Result<Vec<FixedMachine>> {
+    let of_pools = fleet.nodes.iter().filter_map(|(name, node)| Some((name, node, node.pool.as_ref()?)));
+    let of_pools: Vec<_> = of_pools.filter(|(_, _, pool)| fleet.pools.contains_key(*pool)).collect();
+    if of_pools.is_empty() {
+        return Err(Error::configuration(format!("{FLEET} has no node of a pool of fixed machines"))
+            .hint("`bulkhead node adopt --pool NAME` adds a machine that you have"));
+    }
+    of_pools
+        .into_iter()
+        .map(|(name, node, pool)| {
+            let address = node.address.parse().map_err(|_| {
+                let what = format!("`{}` is not an IP address, which a machine of pool `{pool}` has", node.address);
+                wrong(&format!("[nodes.{name}] address"), &what)
+            })?;
+            Ok(FixedMachine { name: name.to_string(), address })
+        })
+        .collect()
+}
+
+/// Token and address of a provider, from the environment.
+fn settings(provider: &str, base_url: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Settings> {
+    let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
+    let (name, file) = (format!("BULKHEAD_{provider}_TOKEN"), format!("BULKHEAD_{provider}_TOKEN_FILE"));
+    let text = match (set(&name), set(&file)) {
+        (Some(token), _) => token,
+        (None, Some(path)) => read_text(Path::new(&path))?,
+        (None, None) => {
+            return Err(Error::configuration(format!("the provider's token is missing: {name} is not set"))
+                .hint(format!("or name a file that has it in {file}")));
+        }
+    };
+    let token = Token::new(&text).map_err(|error| Error::during(Kind::Configuration, name, &error))?;
+    let address = set(&format!("BULKHEAD_{provider}_API"));
+    Ok(Settings::new(address.as_deref().unwrap_or(base_url).trim_end_matches('/'), token))
+}
+
+/// Where the loop keeps what it knows of a fleet.
+///
+/// # Errors
+/// The environment does not say.
+pub fn directory(fleet: &FleetName) -> Result<PathBuf> {
+    Ok(state_directory()?.join("pools").join(fleet.as_str()))
+}
+
+/// The loop's database.
+///
+/// # Errors
+/// The environment does not say.
+pub fn database(fleet: &FleetName) -> Result<PathBuf> {
+    Ok(directory(fleet)?.join("pool.sqlite"))
+}
+
+/// The database's errors.
+#[must_use]
+pub fn database_error(error: &bulkhead_pool::DatabaseError) -> Error {
+    let kind = match error {
+        bulkhead_pool::DatabaseError::Taken { .. } => Kind::Locked,
+        _ => Kind::Internal,
+    };
+    Error::of(kind, error)
+}
+
+/// The nodes that the loop of this machine bought, as far as they were laid out. What cannot be read is none of them:
+/// a command that looks at the others must not end for it.
+#[must_use]
+pub fn bought(fleet: &FleetName) -> Vec<(NodeName, FleetNode)> {
+    directory(fleet).map(|directory| nodes_below(&directory.join("nodes"))).unwrap_or_default()
+}
+
+fn nodes_below(folder: &Path) -> Vec<(NodeName, FleetNode)> {
+    /// What is read of a node's file.
+    #[derive(Deserialize)]
+    struct Kept {
+        #[serde(default)]
+        node: Option<FleetNode>,
+    }
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let node = |path: PathBuf| {
+        let name: NodeName = path.file_name()?.to_str()?.strip_suffix(".json")?.parse().ok()?;
+        let kept: Kept = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
+        Some((name, kept.node?))
+    };
+    let mut nodes: Vec<_> = entries.filter_map(|entry| node(entry.path())).collect();
+    nodes.sort_by(|(one, _), (other, _)| one.cmp(other));
+    nodes
+}
+
+/// A grant beside `fleet.toml`.
+#[derive(Debug, Clone)]
+pub struct GrantFile {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// As it was signed. Nodes verify it; here nothing rests on its signatures.
+    pub signed: SignedText,
+    /// What it says.
+    pub grant: Grant,
+}
+
+/// The file of a grant.
+#[must_use]
+pub fn grant_path(fleet_directory: &Path, pool: &PoolName, workload: &str) -> PathBuf {
+    fleet_directory.join(GRANTS).join(format!("{pool}.{}.json", workload.replace('/', ".")))
+}
+
+/// The grants of a fleet.
+///
+/// # Errors
+/// A file cannot be read, or is none.
+pub fn grants(files: &FleetFiles) -> Result<Vec<GrantFile>> {
+    let folder = files.directory.join(GRANTS);
+    let Ok(entries) = std::fs::read_dir(&folder) else { return Ok(vec![]) };
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    paths.sort();
+    let read = |path: PathBuf| {
+        let signed = read_signed(&path)?;
+        let grant = Grant::parse(signed.text.as_bytes())
+            .map_err(|what| Error::configuration(format!("{}: {what}", shown(&path))))?;
+        Ok(GrantFile { path, signed, grant })
+    };
+    paths.into_iter().map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_core::manifest::parse_toml;
+
+    const GOOD: &str = r#"
+        fleet = "acme"
+        [pools.kernels]
+        environment = "production"
+        provider = "digitalocean"
+        memory = "4G"
+        price = "0.03571"
+        machines_max = 10
+        per_month = "50"
+        idle = "2h"
+        headroom = "p95"
+        region = "fra1"
+        size = "s-2vcpu-4gb"
+        image = "12345"
+        [scaling]
+        per_hour = "1.5"
+    "#;
+
+    fn fleet(text: &str) -> Fleet {
+        parse_toml(text).unwrap()
+    }
+
+    #[test]
+    fn a_pool() {
+        let fleet = fleet(GOOD);
+        let Pools { pools, limits, provider } = Pools::of(&fleet).unwrap();
+        assert_eq!(provider, Some(PoolProvider::DigitalOcean));
+        assert_eq!(limits.caps.per_hour, Some(Micros(1_500_000)));
+        let pool = &pools[0];
+        assert_eq!((pool.price, pool.billing), (Micros(35_710), Billing::DIGITALOCEAN));
+        assert_eq!(pool.machine, Room { slots: 23, memory_mib: 4096, cpu_milli: 0 });
+        assert_eq!(pool.caps.per_month, Some(Micros(50_000_000)));
+        assert_eq!((pool.idle_ms, pool.headroom), (7_200_000, Headroom::Arrivals { percentile: 95 }));
+        let wanted = &wanted(&fleet).unwrap()[&pool.name];
+        assert_eq!((wanted.size.as_str(), &wanted.image), ("s-2vcpu-4gb", &Image::Id(12_345)));
+        let mut service = ServiceSpec::new("kernel".parse().unwrap(), vec!["kernel".into()]);
+        (service.memory_max_bytes, service.cpu_percent) = (Some((64 << 20) + 1), Some(50));
+        assert_eq!(needs(pool, &service), Room { slots: 1, memory_mib: 65, cpu_milli: 0 });
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let wrong = |from: &str, to: &str| {
+            let fleet = fleet(&GOOD.replace(from, to));
+            let error = Pools::of(&fleet).map(drop).and_then(|()| wanted(&fleet).map(drop)).unwrap_err();
+            error.message
+        };
+        insta::assert_snapshot!(
+            [
+                wrong("\"0.03571\"", "\"cheap\""),
+                wrong("price = \"0.03571\"", ""),
+                wrong("machines_max = 10", ""),
+                wrong("machines_max = 10", "machines_max = 1\nmachines_min = 2"),
+                wrong("size = \"s-2vcpu-4gb\"", ""),
+                wrong("per_hour = \"1.5\"", "per_hour = \"1,5\""),
+                wrong("per_hour = \"1.5\"", "creations = 0"),
+                wrong("[scaling]", "[pools.more]\nenvironment = \"staging\"\nprovider = \"local\"\n[scaling]"),
+            ]
+            .join("\n"),
+            @""
+        );
+    }
+
+    #[test]
+    fn fixed_machines_have_addresses() {
+        let text = "fleet = \"acme\"\n[pools.iron]\nenvironment = \"production\"\nprovider = \"fixed\"\n";
+        let folder = tempfile::tempdir().unwrap();
+        let of = |text: &str| provider(&fleet(text), folder.path(), || unreachable!("it is not local"));
+        assert!(of(text).unwrap_err().message.contains("no node of a pool"));
+        let node = |address: &str| {
+            format!(
+                "{text}[nodes.a]\nenvironment = \"production\"\naddress = \"{address}\"\npool = \"iron\"\n[nodes.b]\nenvironment = \"production\"\naddress = \"b.example\"\n"
+            )
+        };
+        assert!(of(&node("192.0.2.7")).unwrap().list().unwrap().is_empty());
+        assert!(of(&node("a.example")).unwrap_err().message.contains("[nodes.a] address: `a.example`"));
+    }
+
+    #[test]
+    fn tokens_come_from_the_environment() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        std::fs::write(&file, "secret\n").unwrap();
+        let of = |known: &[(&str, &str)]| {
+            let variable =
+                |name: &str| known.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+            settings("DIGITALOCEAN", DigitalOcean::BASE_URL, &variable)
+        };
+        assert_eq!(of(&[("BULKHEAD_DIGITALOCEAN_TOKEN", "x")]).unwrap().base_url, DigitalOcean::BASE_URL);
+        let api = ("BULKHEAD_DIGITALOCEAN_API", "http://127.0.0.1:9/");
+        let named = of(&[("BULKHEAD_DIGITALOCEAN_TOKEN_FILE", file.to_str().unwrap()), api]).unwrap();
+        assert_eq!(named.base_url, "http://127.0.0.1:9");
+        assert!(of(&[]).unwrap_err().message.contains("BULKHEAD_DIGITALOCEAN_TOKEN is not set"));
+        let error = of(&[("BULKHEAD_DIGITALOCEAN_TOKEN", "se cret")]).unwrap_err();
+        assert!(!format!("{error:?}").contains("cret"), "a token is shown nowhere");
+    }
+
+    #[test]
+    fn nodes_that_the_loop_bought() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        write(
+            "k-b-2.json",
+            r#"{"node": {"environment": "production", "address": "192.0.2.2", "pool": "k"}, "more": 1}"#,
+        );
+        write("k-b-1.json", r#"{"node": {"environment": "production", "address": "192.0.2.1", "pool": "k"}}"#);
+        write("k-b-3.json", "{}");
+        write("k-b-4.json", "{");
+        write("readme", "");
+        let nodes = nodes_below(folder.path());
+        assert_eq!(nodes.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["k-b-1", "k-b-2"]);
+        assert_eq!(nodes_below(&folder.path().join("absent")), []);
+    }
+}
