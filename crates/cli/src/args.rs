@@ -76,11 +76,13 @@ pub enum Command {
     Attack(commands::attack::AttackArgs),
     Start(commands::start::StartArgs),
     Stop(commands::stop::StopArgs),
+    Scale(commands::scale::ScaleArgs),
     Restart(commands::restart::RestartArgs),
     Secret(commands::secret::SecretArgs),
     Rm(commands::rm::RmArgs),
     Open(commands::open::OpenArgs),
     Look(commands::look::LookArgs),
+    Pool(commands::pool::PoolArgs),
     Policy(commands::policy::PolicyArgs),
     Key(commands::key::KeyArgs),
     Revoke(commands::revoke::RevokeArgs),
@@ -105,6 +107,21 @@ pub struct Environment {
 pub struct MaybeEnvironment {
     /// The environment.
     #[arg(short, long = "env", value_name = "ENV", env = "BULKHEAD_ENV", hide_env_values = true)]
+    pub environment: Option<EnvironmentName>,
+}
+
+/// `-e ENV`, required where an order is made, and not where a pool's loop is asked.
+#[derive(Debug, Clone, Args)]
+pub struct EnvironmentOrCount {
+    /// The environment.
+    #[arg(
+        short,
+        long = "env",
+        value_name = "ENV",
+        env = "BULKHEAD_ENV",
+        hide_env_values = true,
+        required_unless_present = "count"
+    )]
     pub environment: Option<EnvironmentName>,
 }
 

@@ -17,6 +17,7 @@ pub mod open;
 pub mod order;
 pub mod plan;
 pub mod policy;
+pub mod pool;
 pub mod promote;
 pub mod ps;
 pub mod releases;
@@ -24,6 +25,7 @@ pub mod restart;
 pub mod revoke;
 pub mod rm;
 pub mod rollback;
+pub mod scale;
 pub mod secret;
 pub mod standing;
 pub mod start;
@@ -52,11 +54,13 @@ pub async fn run(context: &Context, command: &Command) -> Result<()> {
         Command::Attack(args) => attack::run(context, args).await,
         Command::Start(args) => start::run(context, args).await,
         Command::Stop(args) => stop::run(context, args).await,
+        Command::Scale(args) => scale::run(context, args).await,
         Command::Restart(args) => restart::run(context, args).await,
         Command::Secret(args) => secret::run(context, args).await,
         Command::Rm(args) => rm::run(context, args).await,
         Command::Open(args) => open::run(context, args).await,
         Command::Look(args) => look::run(context, args).await,
+        Command::Pool(args) => pool::run(context, args).await,
         Command::Policy(args) => policy::run(context, args).await,
         Command::Key(args) => key::run(context, args).await,
         Command::Revoke(args) => revoke::run(context, args).await,

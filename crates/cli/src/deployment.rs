@@ -27,9 +27,9 @@ use bulkhead_fleet::{
 use bulkhead_image::{BuildError, BuildRequest, Built, ErrorKind, Phase, Purpose, Sources};
 use bulkhead_store::{
     cache::Cache,
-    pack::{Contents, Nothing, Options},
+    pack::{self, Contents, Item, Nothing, Options},
 };
-use bulkhead_wire::{NodeStatus, Release};
+use bulkhead_wire::{NodeStatus, Release, distinct_objects};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -526,6 +526,39 @@ pub fn payload_of(context: &Context, built: Built) -> Payload {
         options: Options::default(),
         dropped: None,
     }
+}
+
+/// Keeps all of a built image on this machine, as a deploy does of what it sends: whoever sends it later finds it
+/// although its sources have changed.
+///
+/// # Errors
+/// It cannot be kept, or a file changed since it was scanned.
+pub async fn keep_contents(context: &Context, session: &Session, built: Built) -> Result<()> {
+    let failed = |error: &dyn std::error::Error| Error::during(Kind::Internal, "cannot keep the image", error);
+    session.memory.keep_document(built.id, &built.document).map_err(|error| failed(&error))?;
+    let payload = payload_of(context, built);
+    // Why there is none was told.
+    let Some(cache) = payload.cache else {
+        return Err(Error::new(Kind::Internal, "cannot keep the image: there is no cache"));
+    };
+    let items: Vec<Item> = distinct_objects(&payload.image)
+        .into_iter()
+        .filter(|(digest, _)| !cache.has(digest))
+        .map(|(digest, size_bytes)| Item { digest, size_bytes, base: None })
+        .collect();
+    if items.is_empty() {
+        return Ok(());
+    }
+    context.ui.progress("keeping the image");
+    let kept = tokio::task::spawn_blocking(move || {
+        let mut keep = cache.writer().map_err(|error| failed(&error))?;
+        pack::encode(&items, &*payload.contents, &Nothing, &mut io::sink(), Some(&mut keep), &payload.options)
+            .map_err(|error| Error::during(Kind::Configuration, "cannot keep the image", &error))?;
+        keep.commit().map_err(|error| failed(&error))
+    });
+    let kept = kept.await.map_err(|error| Error::during(Kind::Internal, "cannot keep the image", &error))?;
+    context.ui.clear();
+    kept
 }
 
 /// What a push sends of an image that was not built here. Its contents are what this machine

@@ -8,6 +8,7 @@
 //! | [`args`] | arguments that commands share, the list of commands |
 //! | [`commands`] | one file per command: its doc comment is its help, its body the story |
 //! | [`workspace`] | `bulkhead.toml`, `fleet.toml`, `policy.json`: where they are and what they say |
+//! | [`instances`] | instances of a service in a pool: asked of its loop, and followed |
 //! | [`inventory`] | `fleet.toml` edited in place: comments and order stay |
 //! | [`session`] | a fleet ready to be talked to: keys, SSH settings, memory; asking many nodes at once |
 //! | [`ledger`] | what this machine keeps of nodes' audit logs: keys, heads, receipts |
@@ -47,6 +48,7 @@ pub mod args;
 pub mod commands;
 pub mod deployment;
 pub mod error;
+pub mod instances;
 pub mod inventory;
 pub mod ledger;
 pub mod left;

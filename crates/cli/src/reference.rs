@@ -17,12 +17,14 @@ use crate::{
         open::OpenReport,
         order::OrderFileReport,
         policy::{BroughtTo, PolicyReport},
+        pool::{PoolAskedReport, PoolCostReport, PoolGrantReport, PoolLsReport, PoolPlanReport, ToldLine},
         ps::PsReport,
         releases::ReleasesReport,
         secret::{SecretLsReport, SecretReport},
         standing::StandingReport,
     },
     error::{ErrorReport, Kind},
+    instances::InstancesReport,
     orders::OrderReport,
     plan::Plan,
 };
@@ -71,6 +73,19 @@ fn shape_of(command: &str) -> Option<Schema> {
         "deploy" | "promote" | "rollback" | "secret rotate" | "start" | "stop" | "restart" | "rm" => {
             schema_for!(OrderReport)
         }
+        "scale" => schema_for!(InstancesReport),
+        "pool ls" => schema_for!(PoolLsReport),
+        "pool plan" => schema_for!(PoolPlanReport),
+        "pool cost" => schema_for!(PoolCostReport),
+        "pool log" => schema_for!(ToldLine),
+        "pool grant" => schema_for!(PoolGrantReport),
+        "pool freeze"
+        | "pool thaw"
+        | "pool cordon"
+        | "pool uncordon"
+        | "pool drain"
+        | "pool discard"
+        | "pool release-orphan" => schema_for!(PoolAskedReport),
         "releases" => schema_for!(ReleasesReport),
         "policy show" | "policy edit" | "policy require" | "policy sign" | "policy push" | "policy drop"
         | "key add" | "key rotate" | "key revoke" => schema_for!(PolicyReport),
@@ -95,7 +110,7 @@ fn commands_page() -> String {
     let mut page = format!(
         "{GENERATED}\n# Commands\n\n\
          Every command prints its result on standard output, as text or with `-o json` as one JSON document\n\
-         (`logs`: one a line). Progress, questions and the time it took go to standard error. A command that\n\
+         (`logs`, `pool log`: one a line). Progress, questions and the time it took go to standard error. A command that\n\
          changes something shows its plan and asks; `--yes` agrees beforehand, and without a terminal and\n\
          without `--yes` it refuses.\n\n"
     );
@@ -118,6 +133,9 @@ fn commands_page() -> String {
          | `BULKHEAD_CACHE` | where this machine keeps what saves time |\n\
          | `BULKHEAD_STATE` | where this machine keeps what it saw of nodes' audit logs |\n\
          | `BULKHEAD_MIRROR` | a Debian mirror to use instead of `http://deb.debian.org/debian` |\n\
+         | `BULKHEAD_DIGITALOCEAN_TOKEN`, `BULKHEAD_HETZNER_TOKEN` | what a pool's machines are bought with |\n\
+         | `BULKHEAD_DIGITALOCEAN_TOKEN_FILE`, `BULKHEAD_HETZNER_TOKEN_FILE` | a file that has it |\n\
+         | `BULKHEAD_DIGITALOCEAN_API`, `BULKHEAD_HETZNER_API` | the provider's address, if it is not its own |\n\
          | `BULKHEAD_LOCAL` | where local nodes' state lies |\n\
          | `BULKHEAD_AGENT` | the agent's binary for local nodes |\n\
          | `SSH_AUTH_SOCK` | the ssh-agent |\n\

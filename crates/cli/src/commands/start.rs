@@ -2,9 +2,10 @@
 
 use crate::{
     Context,
-    args::{AppOrService, Environment, OrderArgs},
+    args::{AppOrService, EnvironmentOrCount, OrderArgs},
     commands::stop::services_order,
-    error::Result,
+    error::{Error, Result},
+    instances::{self, LoopArgs, Verb, one_service},
     session::Purpose,
 };
 use bulkhead_core::order::Action;
@@ -16,11 +17,18 @@ use clap::Args;
 #[derive(Debug, Args)]
 pub struct StartArgs {
     #[command(flatten)]
-    environment: Environment,
+    environment: EnvironmentOrCount,
 
     /// The app, or one service of it.
     #[arg(value_name = "APP[/SERVICE]")]
     pub target: AppOrService,
+
+    /// Instead: so many more instances of the service in its pool. Asks the loop, and makes no order.
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["draft", "order", "message", "accept_restored"])]
+    pub count: Option<u32>,
+
+    #[command(flatten)]
+    pool: LoopArgs,
 
     #[command(flatten)]
     order: OrderArgs,
@@ -31,7 +39,11 @@ pub struct StartArgs {
 /// # Errors
 /// Nobody agreed, or a node did not do it.
 pub async fn run(context: &Context, args: &StartArgs) -> Result<()> {
-    let environment = &args.environment.environment;
+    if let Some(count) = args.count {
+        return instances::run(context, Verb::Start, &one_service(&args.target)?, count, &args.pool).await;
+    }
+    let environment = args.environment.environment.as_ref();
+    let environment = environment.ok_or_else(|| Error::usage("name the environment with `-e ENV`"))?;
     let action = |services| Action::Start { services };
     services_order(context, "start", environment, Purpose::People, &args.target, &args.order, action).await
 }

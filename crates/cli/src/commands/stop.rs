@@ -2,8 +2,9 @@
 
 use crate::{
     Context,
-    args::{AppOrService, Environment, OrderArgs},
-    error::Result,
+    args::{AppOrService, EnvironmentOrCount, OrderArgs},
+    error::{Error, Result},
+    instances::{self, LoopArgs, Verb, one_service},
     left::command_line,
     orders::{Draft, carry_out, check_message},
     session::{Purpose, Session},
@@ -19,11 +20,18 @@ use clap::Args;
 #[derive(Debug, Args)]
 pub struct StopArgs {
     #[command(flatten)]
-    environment: Environment,
+    environment: EnvironmentOrCount,
 
     /// The app, or one service of it.
     #[arg(value_name = "APP[/SERVICE]")]
     pub target: AppOrService,
+
+    /// Instead: so many fewer instances of the service in its pool. Asks the loop, and makes no order.
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["draft", "order", "message", "accept_restored"])]
+    pub count: Option<u32>,
+
+    #[command(flatten)]
+    pool: LoopArgs,
 
     #[command(flatten)]
     order: OrderArgs,
@@ -34,7 +42,11 @@ pub struct StopArgs {
 /// # Errors
 /// Nobody agreed, or a node did not do it.
 pub async fn run(context: &Context, args: &StopArgs) -> Result<()> {
-    let environment = &args.environment.environment;
+    if let Some(count) = args.count {
+        return instances::run(context, Verb::Stop, &one_service(&args.target)?, count, &args.pool).await;
+    }
+    let environment = args.environment.environment.as_ref();
+    let environment = environment.ok_or_else(|| Error::usage("name the environment with `-e ENV`"))?;
     let action = |services| Action::Stop { services };
     services_order(context, "stop", environment, Purpose::AnyOne, &args.target, &args.order, action).await
 }

@@ -1,0 +1,291 @@
+//! `bulkhead pool grant`.
+
+use crate::{
+    Context,
+    args::Environment,
+    deployment::{build_image, keep_contents, note_build},
+    error::{Error, Kind, Result},
+    git,
+    grants::write_signed,
+    output::Paint,
+    pools::{self, Pools, grant_path},
+    proposal::name_of,
+    session::{Purpose, Session, now, sign_error},
+    workspace::{App, FleetFiles, shown},
+};
+use bulkhead_core::{
+    PersonName, PoolName, ServiceName, SignedText,
+    grant::{Grant, NAMESPACE},
+    name::nearest,
+    order::{Run, ServiceSpec},
+    policy::Role,
+};
+use clap::Args;
+use schemars::JsonSchema;
+use serde::Serialize;
+use std::path::PathBuf;
+
+const DAY_S: i64 = 24 * 3600;
+
+/// Allows a pool's loop to run one service of this app, from the image that this folder gives
+///
+/// Signed with as many release keys as the environment demands of people. The loop, with the key that the policy gives
+/// the role `scale`, may then run exactly this service from exactly this image on nodes of the pool, and stop it
+/// again; nothing else. Any one release key ends it early: `bulkhead revoke --order ID`.
+#[derive(Debug, Args)]
+pub(super) struct GrantArgs {
+    /// The pool.
+    #[arg(value_name = "POOL")]
+    pool: PoolName,
+
+    #[command(flatten)]
+    environment: Environment,
+
+    /// The service, where the app has several.
+    #[arg(long, value_name = "NAME")]
+    service: Option<ServiceName>,
+
+    /// For how many days.
+    #[arg(long, value_name = "NUMBER", default_value_t = 90, value_parser = clap::value_parser!(u16).range(1..=366))]
+    days: u16,
+
+    /// On how many machines at most; the pool's `machines_max` by default.
+    #[arg(long, value_name = "NUMBER")]
+    machines: Option<u32>,
+
+    /// How many instances on one machine at most; the pool's slots by default.
+    #[arg(long, value_name = "NUMBER")]
+    instances: Option<u32>,
+
+    /// Whose key may act on it, where the policy gives several the role `scale`.
+    #[arg(long, value_name = "PERSON")]
+    key: Option<PersonName>,
+
+    /// The file to write, if it is not the one in `.bulkhead/grants` beside `fleet.toml`, where the loop looks.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+
+    /// Refuses to change `bulkhead.lock`.
+    #[arg(long)]
+    locked: bool,
+
+    /// Goes on without a question.
+    #[arg(short, long)]
+    yes: bool,
+}
+
+/// What was granted.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PoolGrantReport {
+    /// Its id, by which it can be revoked.
+    pub grant: String,
+    /// The file that has it.
+    pub file: String,
+    /// The pool.
+    pub pool: String,
+    /// What may run there, `APP/SERVICE`.
+    pub workload: String,
+    /// From which image.
+    pub image: String,
+    /// On how many machines.
+    pub machines: u32,
+    /// How many on each.
+    pub instances: u32,
+    /// When it ends, in seconds since 1970.
+    pub not_after: i64,
+}
+
+/// Builds, shows what is allowed, asks, signs.
+pub(super) async fn run(context: &Context, args: &GrantArgs) -> Result<()> {
+    context.ui.must_be_able_to_ask(args.yes)?;
+    let app = App::load(&context.places)?;
+    let files = FleetFiles::load(&context.places)?;
+    let environment = &args.environment.environment;
+    let section = pools::section(&files.fleet, &args.pool)?;
+    if section.environment != *environment {
+        let message = format!("pool `{}` is for `{}`, and not for `{environment}`", args.pool, section.environment);
+        return Err(Error::usage(message));
+    }
+    let pools = Pools::of(&files.fleet)?;
+    let pool = pools.named(&args.pool)?;
+    let service = service(app.manifest.services_in(environment), args.service.as_ref())?;
+    let machines = args.machines.or(pool.caps.machines).ok_or_else(|| {
+        Error::usage(format!("on how many machines? pool `{}` has no `machines_max`", args.pool))
+            .hint("say `--machines NUMBER`")
+    })?;
+    let needs = pools::needs(pool, &service);
+    if !pool.machine.fits(needs) {
+        return Err(does_not_fit(&args.pool, pool.machine, needs));
+    }
+    let session = Session::of(context, files)?;
+    let key = key(&session, args.key.as_ref())?;
+
+    let directory = app.directory.clone();
+    let (built, source, signers) = tokio::join!(
+        build_image(context, &app, args.locked),
+        tokio::task::spawn_blocking(move || git::source(&directory)),
+        session.signers(environment, Purpose::People),
+    );
+    let (built, signers) = (built?, signers?);
+    note_build(context, &built);
+
+    let issued = now();
+    let grant = Grant {
+        format: 1,
+        fleet: session.files.fleet.fleet.clone(),
+        environment: environment.clone(),
+        pool: args.pool.clone(),
+        app: app.manifest.app.clone(),
+        run: Run { source: source.ok().flatten(), ..Run::new(built.id, vec![service]) },
+        key,
+        machines,
+        instances: args.instances.unwrap_or(pool.machine.slots),
+        issued,
+        not_after: issued.plus_s(i64::from(args.days) * DAY_S),
+    };
+    grant.check().map_err(|what| Error::configuration(format!("no node would accept this grant: {what}")))?;
+    let file = args.out.clone().unwrap_or_else(|| grant_path(&session.files.directory, &args.pool, &grant.workload()));
+    app.must_be_outside(&file)?;
+    let holder = name_of(&session.policy.policy, &grant.key);
+    context.ui.preview(|paint| preview(&grant, &holder, paint))?;
+    context.ui.confirm("\nSign this grant?", args.yes).await?;
+    // The loop sends the image from here, long after this folder has gone on.
+    keep_contents(context, &session, built).await?;
+    let bytes = grant.to_bytes();
+    let mut signatures = Vec::with_capacity(signers.len());
+    for signer in signers {
+        signatures.push(signer.sign(NAMESPACE, &bytes).await.map_err(|error| sign_error(&error))?);
+    }
+    let id = Grant::id(&bytes);
+    let text =
+        String::from_utf8(bytes).map_err(|error| Error::during(Kind::Internal, "the grant is not text", &error))?;
+    write_signed(&file, &SignedText { text, signatures })?;
+    let report = PoolGrantReport {
+        grant: id.to_string(),
+        file: shown(&file).to_string(),
+        pool: grant.pool.to_string(),
+        workload: grant.workload(),
+        image: grant.run.image.to_string(),
+        machines,
+        instances: grant.instances,
+        not_after: grant.not_after.0,
+    };
+    context.ui.result(&report, |report, paint| {
+        let what = paint.bold(&format!("grant {id}"));
+        format!(
+            "{what}: {} in {}, until {}, in {}\nnext: `bulkhead start {} --count 1`\n",
+            report.workload, report.pool, grant.not_after, report.file, report.workload
+        )
+    })
+}
+
+/// An instance that no machine of a pool can hold.
+pub(crate) fn does_not_fit(pool: &PoolName, machine: bulkhead_scale::Room, needs: bulkhead_scale::Room) -> Error {
+    Error::configuration(format!(
+        "no machine of pool `{pool}` can hold one instance: it has {machine}, one needs {needs}"
+    ))
+    .hint("give the service less `memory` or `cpu_percent`, or the pool's machines more")
+}
+
+/// The one that is named, or the only one.
+fn service(mut services: Vec<ServiceSpec>, wanted: Option<&ServiceName>) -> Result<ServiceSpec> {
+    let names: Vec<String> = services.iter().map(|service| service.name.to_string()).collect();
+    let place = match wanted {
+        Some(wanted) => services.iter().position(|service| service.name == *wanted),
+        None if services.len() == 1 => Some(0),
+        None => {
+            return Err(Error::usage("a grant is about one service: name it with `--service`")
+                .hint(format!("there are {}", names.join(", "))));
+        }
+    };
+    place.map(|place| services.swap_remove(place)).ok_or_else(|| {
+        let wanted = wanted.map_or("", ServiceName::as_str);
+        let error = Error::usage(format!("the app has no service `{wanted}`"));
+        match nearest(wanted, names.iter().map(String::as_str)) {
+            Some(near) => error.hint(format!("did you mean `{near}`?")),
+            None => error.hint(format!("there are {}", names.join(", "))),
+        }
+    })
+}
+
+/// The key that acts on it: the person's who is named, or the only one of the role.
+fn key(session: &Session, wanted: Option<&PersonName>) -> Result<String> {
+    let policy = &session.policy.policy;
+    let holders: Vec<_> = policy.holders(Role::Scale).collect();
+    let add = "`bulkhead key add` can give a key of the loop's own the role `scale`";
+    match (wanted, holders.as_slice()) {
+        (Some(wanted), holders) => {
+            holders.iter().find(|(name, _)| *name == wanted).map(|(_, key)| key.key.clone()).ok_or_else(|| {
+                let error = Error::usage(format!("the policy gives `{wanted}` no role `scale`"));
+                if holders.is_empty() {
+                    error.hint(add)
+                } else {
+                    error.hint(format!("it gives it {}", policy.names_of(Role::Scale)))
+                }
+            })
+        }
+        (None, [(_, key)]) => Ok(key.key.clone()),
+        (None, []) => Err(Error::configuration("the policy gives nobody the role `scale`").hint(add)),
+        (None, _) => Err(Error::usage("several keys have the role `scale`: name one with `--key`")
+            .hint(format!("there are {}", policy.names_of(Role::Scale)))),
+    }
+}
+
+fn preview(grant: &Grant, holder: &str, paint: Paint) -> String {
+    let service = grant.service();
+    let mut out = format!(
+        "{} may, without asking anybody:\n",
+        paint.bold(&format!("{holder}, for pool {} of {} ({})", grant.pool, grant.fleet, grant.environment))
+    );
+    let mut line = |what: &str, how: &str| putln!(out, "  {what:<9} {how}");
+    line("run", &format!("{} and nothing else, as {}", grant.workload(), service.command.join(" ")));
+    line("from", &format!("image {}", grant.run.image.short()));
+    if let Some(source) = &grant.run.source {
+        let dirty = if source.dirty { ", with changes" } else { "" };
+        line("source", &format!("{}{dirty}", source.commit));
+    }
+    line("at most", &format!("{} on each of {} machines", grant.instances, grant.machines));
+    line("until", &grant.not_after.to_string());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_core::{ImageId, Timestamp};
+
+    fn spec(name: &str) -> ServiceSpec {
+        ServiceSpec::new(name.parse().unwrap(), vec![name.into(), "--serve".into()])
+    }
+
+    #[test]
+    fn one_service() {
+        let of = |names: &[&str], wanted: Option<&str>| {
+            let wanted = wanted.map(|name| name.parse().unwrap());
+            service(names.iter().map(|name| spec(name)).collect(), wanted.as_ref())
+                .map(|service| service.name.to_string())
+        };
+        assert_eq!(of(&["web"], None).unwrap(), "web");
+        assert_eq!(of(&["web", "kernel"], Some("kernel")).unwrap(), "kernel");
+        assert!(of(&["web", "kernel"], None).unwrap_err().message.contains("--service"));
+        assert_eq!(of(&["web", "kernel"], Some("kernle")).unwrap_err().hints, ["did you mean `kernel`?"]);
+    }
+
+    #[test]
+    fn what_is_signed_in_words() {
+        let grant = Grant {
+            format: 1,
+            fleet: "acme".parse().unwrap(),
+            environment: "production".parse().unwrap(),
+            pool: "kernels".parse().unwrap(),
+            app: "notes".parse().unwrap(),
+            run: Run::new(ImageId::of(b"image"), vec![spec("kernel")]),
+            key: "ssh-ed25519 AAAA".into(),
+            machines: 10,
+            instances: 23,
+            issued: Timestamp(0),
+            not_after: Timestamp(90 * DAY_S),
+        };
+        insta::assert_snapshot!(preview(&grant, "scaler", Paint { colour: false }), @"");
+    }
+}

@@ -1,0 +1,307 @@
+//! `bulkhead pool ls`.
+
+use super::{Looked, NO_LOOP, against, span};
+use crate::{
+    Context,
+    error::Result,
+    output::{Paint, printable},
+    pools::{bought, database_error},
+    table::Table,
+};
+use bulkhead_core::{NodeName, fleet::FleetNode};
+use bulkhead_pool::{Told, decisions};
+use bulkhead_scale::{Doing, Event, Micros, Output, PoolIndex, State, Time};
+use clap::Args;
+use schemars::JsonSchema;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// How far back the log is looked through for why something waits.
+const REASONS_MAX: u32 = 500;
+
+/// Shows pools: machines, slots, instances, what they cost; and each machine
+#[derive(Debug, Args)]
+pub(super) struct LsArgs {}
+
+/// The pools.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PoolLsReport {
+    /// Whether a loop runs on this machine.
+    pub running: bool,
+    /// Whether a person froze it: nothing is bought, emptied or deleted.
+    pub frozen: bool,
+    /// How many requests wait for the loop.
+    pub pending: usize,
+    /// Each pool.
+    pub pools: Vec<ListedPool>,
+    /// Each machine that is not gone, oldest first.
+    pub machines: Vec<ListedMachine>,
+    /// Machines at the provider that are on no record.
+    pub orphans: Vec<ListedOrphan>,
+}
+
+/// A pool.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ListedPool {
+    /// Its name.
+    pub pool: String,
+    /// Its environment; none where it is configured no more.
+    pub environment: Option<String>,
+    /// Machines by state.
+    pub machines: BTreeMap<String, usize>,
+    /// Slots in use, those reserved on machines that are coming among them.
+    pub slots_used: u64,
+    /// Free slots on ready machines.
+    pub slots_free: u64,
+    /// Free slots on machines that are coming.
+    pub slots_coming: u64,
+    /// Instances by what they do.
+    pub instances: BTreeMap<String, usize>,
+    /// For how long the first of those that have no place has waited, in milliseconds.
+    pub waits_ms: Option<u64>,
+    /// Why nothing is bought for them.
+    pub why: Option<String>,
+    /// What its machines cost an hour, in millionths of a dollar.
+    pub per_hour_micros: u64,
+    /// What they may cost.
+    pub per_hour_max_micros: Option<u64>,
+    /// What they have cost this month (UTC) so far.
+    pub per_month_micros: u64,
+    /// What they may cost in a month.
+    pub per_month_max_micros: Option<u64>,
+}
+
+/// A machine.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ListedMachine {
+    /// Its name, as a node.
+    pub machine: String,
+    /// Its pool.
+    pub pool: String,
+    /// Its state.
+    pub state: String,
+    /// Since when, in milliseconds since 1970.
+    pub since_ms: u64,
+    /// Why, for states that have a reason.
+    pub cause: Option<String>,
+    /// Slots in use.
+    pub slots_used: u32,
+    /// Slots it has.
+    pub slots: u32,
+    /// The provider's number for it.
+    pub server: Option<u64>,
+    /// Where it is reached, once it was laid out.
+    pub address: Option<String>,
+    /// Since when it does not answer, in milliseconds since 1970.
+    pub silent_since_ms: Option<u64>,
+}
+
+/// A machine on no record.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ListedOrphan {
+    /// The provider's number for it.
+    pub server: u64,
+    /// Its name there.
+    pub name: String,
+}
+
+/// Shows them.
+pub(super) fn run(context: &Context, _: &LsArgs) -> Result<()> {
+    let looked = Looked::at(context)?;
+    let nodes = bought(&looked.files.fleet.fleet);
+    let told = decisions(&looked.path, 0, REASONS_MAX).map_err(|error| database_error(&error))?;
+    let report = report(&looked, &nodes, &told);
+    context.ui.result(&report, |report, paint| render(report, looked.now, paint))
+}
+
+fn report(looked: &Looked, nodes: &[(NodeName, FleetNode)], told: &[Told]) -> PoolLsReport {
+    let now = looked.now;
+    // A first step says why nothing would be bought; it is looked at beside the rows, which it changes.
+    let mut tick = looked.scaler();
+    tick.step(Event::Tick, now, &mut Output::default());
+    let scaler = looked.scaler();
+    let machines: Vec<_> = scaler.machines().filter(|machine| machine.state != State::Gone).collect();
+    let instances: Vec<_> = scaler.instances().collect();
+    let mut listed = Vec::new();
+    for index in (0..).map(PoolIndex) {
+        let Some(view) = scaler.pool(index) else { break };
+        let name = &view.pool.name;
+        let section = looked.files.fleet.pools.get(name);
+        let mut by_state: BTreeMap<String, usize> = BTreeMap::new();
+        let mut slots_used = 0;
+        for machine in machines.iter().filter(|machine| machine.pool == index) {
+            *by_state.entry(machine.state.to_string()).or_default() += 1;
+            slots_used += u64::from(machine.used.slots);
+        }
+        if section.is_none() && by_state.is_empty() {
+            continue;
+        }
+        let mut by_doing: BTreeMap<String, usize> = BTreeMap::new();
+        let mut first = None;
+        for instance in instances.iter().filter(|instance| instance.pool == index) {
+            *by_doing.entry(instance.doing.to_string()).or_default() += 1;
+            if instance.doing == Doing::Waiting {
+                first = Some(first.map_or(instance.since, |first: Time| first.min(instance.since)));
+            }
+        }
+        // What only the running loop knows, such as a provider's refusals, is in its log alone.
+        let logged = told.iter().rev().find_map(|told| {
+            let reason = told.text.strip_prefix(&format!("buy nothing for {name}, where "))?;
+            Some(reason.split_once(": ")?.1.to_owned()).filter(|_| first.is_some_and(|first| told.at >= first))
+        });
+        let hold = tick.pool(index).and_then(|pool| pool.hold).map(|hold| hold.to_string());
+        let micros = |amount: Micros| amount.0;
+        listed.push(ListedPool {
+            pool: name.to_string(),
+            environment: section.map(|section| section.environment.to_string()),
+            machines: by_state,
+            slots_used,
+            slots_free: view.free_slots,
+            slots_coming: view.coming_slots,
+            instances: by_doing,
+            waits_ms: first.map(|first| now.since(first)),
+            why: first.and(hold.or(logged)),
+            per_hour_micros: view.ledger.rate().0,
+            per_hour_max_micros: view.pool.caps.per_hour.map(micros),
+            per_month_micros: view.ledger.spent().0,
+            per_month_max_micros: view.pool.caps.per_month.map(micros),
+        });
+    }
+    let view = looked.view.as_ref();
+    PoolLsReport {
+        running: looked.is_running(),
+        frozen: view.is_some_and(|view| view.rows.is_frozen),
+        pending: view.map_or(0, |view| view.pending.len()),
+        pools: listed,
+        machines: machines
+            .iter()
+            .map(|machine| {
+                let name = machine.name.split('.').next().unwrap_or_default();
+                let pool = scaler.pool(machine.pool).map(|view| view.pool);
+                let node = nodes.iter().find(|(known, _)| known.as_str() == name).map(|(_, node)| node);
+                ListedMachine {
+                    machine: name.to_owned(),
+                    pool: pool.map(|pool| pool.name.to_string()).unwrap_or_default(),
+                    state: machine.state.to_string(),
+                    since_ms: machine.since.0,
+                    cause: machine.cause.map(|cause| cause.to_string()),
+                    slots_used: machine.used.slots,
+                    slots: pool.map_or(0, |pool| pool.machine.slots),
+                    server: machine.server.map(|server| server.0),
+                    address: node.map(|node| node.address.clone()),
+                    silent_since_ms: machine.silent_since.map(|since| since.0),
+                }
+            })
+            .collect(),
+        orphans: view
+            .iter()
+            .flat_map(|view| &view.orphans)
+            .map(|(server, name)| ListedOrphan { server: server.0, name: name.clone() })
+            .collect(),
+    }
+}
+
+/// `2 ready, 1 booting`, in an order of its own.
+fn counted(counts: &BTreeMap<String, usize>, order: &[&str]) -> String {
+    let known = order.iter().filter_map(|word| Some(format!("{} {word}", counts.get(*word)?)));
+    known.collect::<Vec<_>>().join(", ")
+}
+
+const STATES: [&str; 9] =
+    ["ready", "joining", "booting", "creating", "planned", "cordoned", "draining", "deleting", "quarantined"];
+const DOINGS: [&str; 7] = ["running", "moving", "leaving", "starting", "reserved", "waiting", "stopping"];
+
+fn render(report: &PoolLsReport, now: Time, paint: Paint) -> String {
+    let mut out = String::new();
+    let mut table = Table::new(&["POOL", "ENV", "MACHINES", "SLOTS", "INSTANCES", "PER HOUR", "THIS MONTH"]);
+    for pool in &report.pools {
+        let mut slots = format!("{} used, {} free", pool.slots_used, pool.slots_free);
+        if pool.slots_coming > 0 {
+            put!(slots, ", {} coming", pool.slots_coming);
+        }
+        table.row([
+            pool.pool.clone(),
+            pool.environment.clone().unwrap_or_else(|| "retired".into()),
+            counted(&pool.machines, &STATES),
+            slots,
+            counted(&pool.instances, &DOINGS),
+            against(Micros(pool.per_hour_micros), pool.per_hour_max_micros.map(Micros)),
+            against(Micros(pool.per_month_micros), pool.per_month_max_micros.map(Micros)),
+        ]);
+    }
+    out.push_str(&table.render(paint));
+    for pool in &report.pools {
+        if let Some(waits) = pool.waits_ms {
+            let count = pool.instances.get("waiting").copied().unwrap_or_default();
+            let why = pool.why.as_deref().unwrap_or("the loop has not looked at it yet");
+            putln!(out, "{count} of {} wait for a place since {}: {}", pool.pool, span(waits), printable(why));
+        }
+    }
+    if !report.machines.is_empty() {
+        let mut table = Table::new(&["MACHINE", "STATE", "SINCE", "CAUSE", ">SLOTS", ">SERVER", "ADDRESS"]);
+        for machine in &report.machines {
+            let cause = match (machine.silent_since_ms, &machine.cause) {
+                (Some(since), _) => format!("silent since {}", span(now.since(Time(since)))),
+                (None, cause) => cause.clone().unwrap_or_default(),
+            };
+            table.row([
+                machine.machine.clone(),
+                machine.state.clone(),
+                span(now.since(Time(machine.since_ms))),
+                cause,
+                format!("{} of {}", machine.slots_used, machine.slots),
+                machine.server.map(|server| server.to_string()).unwrap_or_default(),
+                machine.address.clone().unwrap_or_default(),
+            ]);
+        }
+        put!(out, "\n{}", table.render(paint));
+    }
+    let mut notes = Vec::new();
+    for orphan in &report.orphans {
+        notes.push(format!(
+            "orphan: the provider has {} ({}), which is on no record and costs money: `bulkhead pool release-orphan {}`",
+            printable(&orphan.name),
+            orphan.server,
+            orphan.server
+        ));
+    }
+    if report.frozen {
+        notes.push("frozen: nothing is bought, emptied or deleted: `bulkhead pool thaw`".to_owned());
+    }
+    if !report.running {
+        notes.push(NO_LOOP.to_owned());
+    }
+    match report.pending {
+        0 => {}
+        1 => notes.push("1 request waits for the loop".to_owned()),
+        count => notes.push(format!("{count} requests wait for the loop")),
+    }
+    if !notes.is_empty() {
+        put!(out, "\n{}\n", notes.join("\n"));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::pool::tests::looked;
+
+    #[test]
+    fn tables() {
+        let folder = tempfile::tempdir().unwrap();
+        let looked = looked(folder.path());
+        let node = FleetNode {
+            environment: "production".parse().unwrap(),
+            address: "192.0.2.1".into(),
+            port: None,
+            host_key: None,
+            provider: None,
+            pool: Some("kernels".parse().unwrap()),
+        };
+        let nodes = [("kernels-k3f9-0".parse().unwrap(), node)];
+        let mut report = report(&looked, &nodes, &[]);
+        report.orphans.push(ListedOrphan { server: 77, name: "kernels-zzzz-3.acme.bulkhead".into() });
+        insta::assert_snapshot!(render(&report, looked.now, Paint { colour: false }), @"");
+    }
+}

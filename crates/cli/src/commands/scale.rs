@@ -1,0 +1,35 @@
+//! `bulkhead scale`.
+
+use crate::{
+    Context,
+    args::AppService,
+    error::Result,
+    instances::{LoopArgs, Verb, run as ask},
+};
+use clap::Args;
+
+/// Has so many instances of a service run in its pool, no more and no less
+///
+/// Asks the loop, which buys machines where there is no room, and shows where each instance is. See
+/// docs/elasticity.md.
+#[derive(Debug, Args)]
+pub struct ScaleArgs {
+    /// The service.
+    #[arg(value_name = "APP/SERVICE")]
+    pub target: AppService,
+
+    /// How many.
+    #[arg(long, value_name = "NUMBER")]
+    pub count: u32,
+
+    #[command(flatten)]
+    pool: LoopArgs,
+}
+
+/// Scales.
+///
+/// # Errors
+/// Nothing was granted, no machine has room for one, or not all was done in time.
+pub async fn run(context: &Context, args: &ScaleArgs) -> Result<()> {
+    ask(context, Verb::Scale, &args.target, args.count, &args.pool).await
+}
