@@ -57,16 +57,22 @@ pub fn write_signed(path: &Path, document: &SignedText) -> Result<()> {
     write_json(path, document)
 }
 
+/// Statements about an image that lie beside `fleet.toml`.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn statements_about(fleet_directory: &Path, image: ImageId) -> Result<Vec<SignedText>> {
+    let path = statements_path(fleet_directory, image);
+    read_if_present(&path)?.map_or(Ok(vec![]), |text| parse(&path, &text))
+}
+
 /// Adds a statement to those about its image.
 ///
 /// # Errors
 /// The file cannot be read or written.
 pub fn keep_statement(fleet_directory: &Path, image: ImageId, statement: SignedText) -> Result<PathBuf> {
     let path = statements_path(fleet_directory, image);
-    let mut all = match read_if_present(&path)? {
-        Some(text) => parse(&path, &text)?,
-        None => vec![],
-    };
+    let mut all = statements_about(fleet_directory, image)?;
     if !all.contains(&statement) {
         all.push(statement);
     }
@@ -80,10 +86,7 @@ pub fn keep_statement(fleet_directory: &Path, image: ImageId, statement: SignedT
 /// A file cannot be read.
 pub fn papers(session: &Session, args: &GrantArgs, image: ImageId, known: Vec<SignedText>) -> Result<Papers> {
     let mut statements = known;
-    let usual = statements_path(&session.files.directory, image);
-    if let Some(text) = read_if_present(&usual)? {
-        statements.extend(parse(&usual, &text)?);
-    }
+    statements.extend(statements_about(&session.files.directory, image)?);
     for path in &args.green {
         statements.extend(parse(path, &read_text(path)?)?);
     }

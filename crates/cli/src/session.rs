@@ -214,6 +214,12 @@ impl Session {
         Ok(Self { files, policy, identities, timeouts: Timeouts::default(), memory, ssh })
     }
 
+    /// How `~/.ssh/config` says that hosts are reached.
+    #[must_use]
+    pub fn ssh(&self) -> &SshConfig {
+        &self.ssh
+    }
+
     /// How nodes are reached by whoever brings orders.
     ///
     /// # Errors

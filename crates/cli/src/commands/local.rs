@@ -1,7 +1,7 @@
 //! `bulkhead local`.
 
 #[cfg(target_os = "linux")]
-mod fleet;
+pub(crate) mod fleet;
 
 use crate::{Context, error::Result};
 use bulkhead_core::{EnvironmentName, NodeName};

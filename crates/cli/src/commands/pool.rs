@@ -9,6 +9,7 @@ mod grant;
 mod log;
 mod ls;
 mod plan;
+mod run;
 
 pub use ask::PoolAskedReport;
 pub use cost::PoolCostReport;
@@ -43,6 +44,7 @@ pub struct PoolArgs {
 
 #[derive(Debug, Subcommand)]
 enum PoolCommand {
+    Run(run::RunArgs),
     Ls(ls::LsArgs),
     Plan(plan::PlanArgs),
     Cost(cost::CostArgs),
@@ -63,6 +65,7 @@ enum PoolCommand {
 /// Whatever it could not do.
 pub async fn run(context: &Context, args: &PoolArgs) -> Result<()> {
     match &args.command {
+        PoolCommand::Run(args) => run::run(context, args).await,
         PoolCommand::Ls(args) => ls::run(context, args),
         PoolCommand::Plan(args) => plan::run(context, args),
         PoolCommand::Cost(args) => cost::run(context, args),

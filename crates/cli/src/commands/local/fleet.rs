@@ -40,7 +40,7 @@ fn state_directory(files: &FleetFiles) -> Result<PathBuf> {
     Ok(Path::new(STATE).join(format!("{}-{hash}", files.fleet.fleet)))
 }
 
-fn open(files: &FleetFiles) -> Result<Local> {
+pub(crate) fn open(files: &FleetFiles) -> Result<Local> {
     Local::open(state_directory(files)?, files.fleet.fleet.clone()).map_err(|error| local_error(&error))
 }
 

@@ -57,6 +57,10 @@ pub(super) struct GrantArgs {
     #[arg(long, value_name = "NUMBER")]
     instances: Option<u32>,
 
+    /// Lets the service have its volumes: each instance its own, and each is deleted with its instance.
+    #[arg(long)]
+    scratch: bool,
+
     /// Whose key may act on it, where the policy gives several the role `scale`.
     #[arg(long, value_name = "PERSON")]
     key: Option<PersonName>,
@@ -137,13 +141,22 @@ pub(super) async fn run(context: &Context, args: &GrantArgs) -> Result<()> {
         pool: args.pool.clone(),
         app: app.manifest.app.clone(),
         run: Run { source: source.ok().flatten(), ..Run::new(built.id, vec![service]) },
+        scratch: args.scratch,
         key,
         machines,
         instances: args.instances.unwrap_or(pool.machine.slots),
         issued,
         not_after: issued.plus_s(i64::from(args.days) * DAY_S),
     };
-    grant.check().map_err(|what| Error::configuration(format!("no node would accept this grant: {what}")))?;
+    grant.check().map_err(|what| {
+        let error = Error::configuration(format!("no node would accept this grant: {what}"));
+        let has_volumes = grant.run.services.iter().any(|service| !service.volumes.is_empty());
+        if has_volumes && !grant.scratch {
+            error.hint("`--scratch` says so: then nothing that an instance stores outlives it")
+        } else {
+            error
+        }
+    })?;
     let file = args.out.clone().unwrap_or_else(|| grant_path(&session.files.directory, &args.pool, &grant.workload()));
     app.must_be_outside(&file)?;
     let holder = name_of(&session.policy.policy, &grant.key);
@@ -244,6 +257,10 @@ fn preview(grant: &Grant, holder: &str, paint: Paint) -> String {
         let dirty = if source.dirty { ", with changes" } else { "" };
         line("source", &format!("{}{dirty}", source.commit));
     }
+    if !service.volumes.is_empty() {
+        let names: Vec<&str> = service.volumes.iter().map(|volume| volume.name.as_str()).collect();
+        line("store", &format!("{} for as long as an instance lasts; it is deleted with it", names.join(", ")));
+    }
     line("at most", &format!("{} on each of {} machines", grant.instances, grant.machines));
     line("until", &grant.not_after.to_string());
     out
@@ -280,6 +297,7 @@ mod tests {
             pool: "kernels".parse().unwrap(),
             app: "notes".parse().unwrap(),
             run: Run::new(ImageId::of(b"image"), vec![spec("kernel")]),
+            scratch: false,
             key: "ssh-ed25519 AAAA".into(),
             machines: 10,
             instances: 23,

@@ -1,0 +1,230 @@
+//! `bulkhead pool run`.
+
+use crate::{
+    Context,
+    deployment::{document_of_held, payload_of_held},
+    error::{Error, Kind, Result},
+    grants::statements_about,
+    output::printable,
+    pools::{self, GrantFile, Pools, database_error, grants},
+    session::{Session, sign_error},
+    workspace::FleetFiles,
+};
+use bulkhead_core::{
+    EnvironmentName, NodeName, PoolName, SignedText,
+    fleet::{FleetNode, PoolProvider},
+    policy::{Role, key_blob},
+};
+use bulkhead_fleet::{bootstrap::find_agent, sign::Signer};
+use bulkhead_pool::{
+    Database, Enrolment, FleetNodes, Granted, Grants, Means, NodeMeans, PoolSettings, Provided, Runner, system_clock,
+};
+use bulkhead_provider::Provider;
+use bulkhead_scale::Time;
+use clap::Args;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
+};
+use tokio::runtime::Handle;
+
+/// What an interruption means.
+const ENDS: &str = "what runs goes on; the next `bulkhead pool run` takes up what was under way";
+
+/// Buys machines, starts and stops instances, and gives machines back, until it is interrupted
+///
+/// One at a time for a fleet, on a machine that reaches the provider and the nodes. It needs the key of the role
+/// `scale`, which must have `courier` and `observe` too, and the provider's token in `BULKHEAD_DIGITALOCEAN_TOKEN` or
+/// `BULKHEAD_HETZNER_TOKEN`. Killed at any moment it forgets nothing. See docs/elasticity.md.
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {}
+
+/// Runs the loop.
+pub(super) async fn run(context: &Context, _: &RunArgs) -> Result<()> {
+    let files = FleetFiles::load(&context.places)?;
+    let pools = Pools::of(&files.fleet)?;
+    let directory = pools::directory(&files.fleet.fleet)?;
+    std::fs::create_dir_all(&directory)
+        .map_err(|error| Error::during(Kind::Internal, format!("cannot make {}", directory.display()), &error))?;
+    let session = Session::of(context, files)?;
+    check_environments(&session)?;
+    let provider = pools::provider(&session.files.fleet, &directory, || local(&session.files))?;
+    let signer = signer(&session).await?;
+    let agent = agent().await?;
+    // Before anything is said or asked: another loop may have it.
+    let database = Database::open(&directory.join("pool.sqlite")).map_err(|error| database_error(&error))?;
+
+    let ui = Arc::clone(&context.ui);
+    let say = move |text: &str| ui.note(&printable(text));
+    let enrolment = Arc::new(Enrolment::new(&directory, logins(&session)));
+    let provided = Provided::new(Arc::clone(&provider), pools::wanted(&session.files.fleet)?, Box::new(say.clone()))
+        .enrolling(Arc::clone(&enrolment));
+    let nodes = FleetNodes::new(NodeMeans {
+        fleet: session.files.fleet.fleet.clone(),
+        policy: SignedText {
+            text: String::from_utf8(session.policy.bytes.clone())
+                .map_err(|error| Error::during(Kind::Configuration, "the policy is not text", &error))?,
+            signatures: session.policy.signatures.clone(),
+        },
+        policy_version: session.policy.policy.version,
+        identities: session.identities.clone(),
+        timeouts: session.timeouts,
+        ssh: session.ssh().clone(),
+        memory: session.memory.clone(),
+        signer,
+        agent: agent.into(),
+        directory: directory.clone(),
+        pools: settings(&session),
+        adopted: session.files.fleet.nodes.clone(),
+        provider,
+        enrolment,
+        grants: Arc::new(Folder {
+            context: context.clone(),
+            session: session.clone(),
+            known: Mutex::default(),
+            runtime: Handle::current(),
+        }),
+        runtime: Handle::current(),
+        log: Box::new(say),
+    })
+    .map_err(Error::configuration)?;
+    let ui = Arc::clone(&context.ui);
+    let means = Means {
+        servers: Arc::new(provided),
+        nodes: Arc::new(nodes),
+        clock: system_clock(),
+        log: Box::new(move |at: Time, text: &str| ui.note(&format!("{at} {}", printable(text)))),
+    };
+    let fleet = session.files.fleet.fleet.clone();
+    let names: Vec<&str> = pools.pools.iter().map(|pool| pool.name.as_str()).collect();
+    context.ui.note(&format!("pools of {fleet}: {}; what is decided is in `bulkhead pool log`", names.join(", ")));
+    context.ui.stage(ENDS);
+    let work = tokio::task::spawn_blocking(move || {
+        Runner::new(database, fleet, pools.limits, pools.pools, means)?.run(&AtomicBool::new(false))
+    });
+    let ended = work.await.map_err(|error| Error::during(Kind::Internal, "the loop ended early", &error))?;
+    ended.map_err(|error| database_error(&error))
+}
+
+/// The policy must have the pools' environments, or nodes of them would take no order.
+fn check_environments(session: &Session) -> Result<()> {
+    session.files.fleet.pools.values().try_for_each(|section| session.environment(&section.environment).map(drop))
+}
+
+fn settings(session: &Session) -> BTreeMap<PoolName, PoolSettings> {
+    let of = |(name, section): (&PoolName, &bulkhead_core::fleet::PoolSection)| {
+        let settings = PoolSettings {
+            environment: section.environment.clone(),
+            provider: section.provider.as_str().to_owned(),
+            is_adopted: section.provider == PoolProvider::Fixed,
+        };
+        (name.clone(), settings)
+    };
+    session.files.fleet.pools.iter().map(of).collect()
+}
+
+/// Those who may make nodes of new machines: couriers, who may connect to nodes anyway.
+fn logins(session: &Session) -> Vec<String> {
+    session.policy.policy.holders(Role::Courier).map(|(_, key)| key.key.clone()).collect()
+}
+
+/// The scale key at hand.
+async fn signer(session: &Session) -> Result<Signer> {
+    let policy = &session.policy.policy;
+    let scale: Vec<_> = policy.holders(Role::Scale).collect();
+    let keys = scale.iter().map(|(_, key)| key.key.as_str());
+    if scale.is_empty() {
+        return Err(Error::configuration("the policy gives nobody the role `scale`")
+            .hint("`bulkhead key add NAME FILE --role scale --role courier --role observe`, with a key made for the loop"));
+    }
+    let signer = Signer::find(&session.identities, keys).await.map_err(|error| sign_error(&error))?;
+    let found = signer.public_key().to_openssh();
+    let holder = scale.iter().find(|(_, key)| key_blob(&key.key) == key_blob(&found));
+    for role in [Role::Courier, Role::Observe] {
+        if let Some((name, key)) = holder
+            && !key.roles.contains(&role)
+        {
+            let message = format!("`{name}` has the role `scale` but not `{role}`: it could not connect to nodes");
+            return Err(Error::configuration(message).hint(format!("`bulkhead policy edit` can give it `{role}`")));
+        }
+    }
+    Ok(signer)
+}
+
+async fn agent() -> Result<Vec<u8>> {
+    let path = find_agent()
+        .map_err(|error| Error::of(Kind::Configuration, &error).hint("name the binary for nodes in BULKHEAD_AGENT"))?;
+    tokio::fs::read(&path)
+        .await
+        .map_err(|error| Error::during(Kind::Configuration, format!("cannot read {}", path.display()), &error))
+}
+
+#[cfg(target_os = "linux")]
+fn local(files: &FleetFiles) -> Result<Arc<dyn Provider>> {
+    let local = crate::commands::local::fleet::open(files)?;
+    Ok(Arc::new(bulkhead_pool::LocalProvider::new(local, &files.fleet.fleet)))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn local(_: &FleetFiles) -> Result<Arc<dyn Provider>> {
+    Err(Error::configuration("machines of provider `local` run on Linux only"))
+}
+
+/// The grants beside `fleet.toml`. Each is read anew for every start, so that a new one counts at once.
+struct Folder {
+    context: Context,
+    session: Session,
+    /// What was last read of each file, with what it took time to find.
+    known: Mutex<BTreeMap<(PoolName, String), Granted>>,
+    /// What waits for nodes that have the image. It is asked from threads of its own.
+    runtime: Handle,
+}
+
+impl Folder {
+    fn find(&self, pool: &PoolName, workload: &str) -> Result<GrantFile> {
+        let found = grants(&self.session.files)?.into_iter().filter(|file| file.grant.pool == *pool);
+        // Of several the one that ends last.
+        let of_it = found.filter(|file| file.grant.workload() == workload).max_by_key(|file| file.grant.not_after);
+        of_it.ok_or_else(|| Error::configuration(format!("nothing lets {workload} run in pool {pool}")))
+    }
+
+    /// Nodes that may have the image, should this machine's cache have lost it.
+    fn holders(&self, environment: &EnvironmentName) -> Vec<(NodeName, FleetNode)> {
+        let fleet = &self.session.files.fleet;
+        let listed = fleet.nodes.iter().map(|(name, node)| (name.clone(), node.clone()));
+        listed.chain(pools::bought(&fleet.fleet)).filter(|(_, node)| node.environment == *environment).collect()
+    }
+
+    async fn granted(&self, file: GrantFile) -> Result<Granted> {
+        let GrantFile { signed, grant, .. } = file;
+        let image = grant.run.image;
+        let holders = self.holders(&grant.environment);
+        let names: Vec<NodeName> = holders.iter().map(|(name, _)| name.clone()).collect();
+        // Nobody is asked for what is here.
+        let is_here = self.session.memory.document(image).is_some();
+        let mut early = if is_here { BTreeMap::new() } else { self.session.begin(&holders)? };
+        let (document, decoded) = document_of_held(&self.session, image, &mut early, &names).await?;
+        let statements = statements_about(&self.session.files.directory, image)?;
+        let payload = payload_of_held(&self.context, &self.session, document, decoded, &holders)?;
+        Ok(Granted { signed, grant, statements, payload })
+    }
+}
+
+impl Grants for Folder {
+    fn granted(&self, pool: &PoolName, workload: &str) -> std::result::Result<Granted, String> {
+        let shown = |error: Error| {
+            std::iter::once(error.message).chain(error.causes).collect::<Vec<_>>().join(": ")
+        };
+        let file = self.find(pool, workload).map_err(shown)?;
+        let key = (pool.clone(), workload.to_owned());
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = known.get(&key).filter(|found| found.signed == file.signed) {
+            // What CI said of the image since is of use.
+            let statements = statements_about(&self.session.files.directory, file.grant.run.image).map_err(shown)?;
+            return Ok(Granted { statements, ..found.clone() });
+        }
+        let granted = self.runtime.block_on(self.granted(file)).map_err(shown)?;
+        known.insert(key, granted.clone());
+        Ok(granted)
+    }
+}
