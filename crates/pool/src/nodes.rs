@@ -30,11 +30,12 @@ use bulkhead_provider::Provider;
 use bulkhead_scale::{InstanceId, Machine, Time};
 use bulkhead_wire::{ACCOUNT, NodeStatus, OBSERVE_ACCOUNT};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
+    net::IpAddr,
     path::PathBuf,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Condvar, Mutex, PoisonError},
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -134,6 +135,20 @@ pub struct FleetNodes {
     means: NodeMeans,
     architecture: Architecture,
     records: Records,
+    /// Instances that are being started or stopped, and what tells that one is no more.
+    busy: (Mutex<BTreeSet<InstanceId>>, Condvar),
+}
+
+/// An instance is in one's hands until this is dropped: whether it has a number must not change under whoever starts
+/// or stops it, and one that is stopped while it still starts is stopped after it did.
+struct Busy<'a>(&'a FleetNodes, InstanceId);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        let (instances, freed) = &self.0.busy;
+        instances.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+        freed.notify_all();
+    }
 }
 
 /// Why something did not come about.
@@ -190,7 +205,17 @@ impl FleetNodes {
         let architecture = Architecture::of_elf(&means.agent)
             .ok_or("the agent at hand is not a Linux program for x86_64 or aarch64")?;
         let records = Records::new(&means.directory);
-        Ok(Self { means, architecture, records })
+        Ok(Self { means, architecture, records, busy: Default::default() })
+    }
+
+    /// Takes an instance into one's hands, after whoever has it.
+    fn take(&self, instance: InstanceId) -> Busy<'_> {
+        let (instances, freed) = &self.busy;
+        let mut instances = instances.lock().unwrap_or_else(PoisonError::into_inner);
+        while !instances.insert(instance) {
+            instances = freed.wait(instances).unwrap_or_else(PoisonError::into_inner);
+        }
+        Busy(self, instance)
     }
 
     /// Forgets all machines but those whose name as a node ([`bulkhead_scale::Names::node`]) is known: their keys, their
@@ -209,7 +234,10 @@ impl FleetNodes {
     }
 
     fn target(&self, record: &NodeRecord, account: &str) -> Result<Target, NodesError> {
-        resolve_as(&record.name, &record.node, &self.means.ssh, account).map_err(|error| said(chain(&error)))
+        // Of one that somebody adopted `fleet.toml` may say something else by now.
+        let adopted = if record.is_adopted { self.means.adopted.get(&record.name) } else { None };
+        resolve_as(&record.name, adopted.unwrap_or(&record.node), &self.means.ssh, account)
+            .map_err(|error| said(chain(&error)))
     }
 
     /// What a node says of itself, if it is what it is taken for.
@@ -248,7 +276,7 @@ impl FleetNodes {
             Some(record) => record,
             None => {
                 let Some(address) = self.locate(machine, is_wanted) else { return Ok(false) };
-                let record = self.first_record(&joining, &address)?;
+                let record = self.first_record(&joining, address)?;
                 self.records.put(node_name(&machine.name), &record)?;
                 record
             }
@@ -281,14 +309,14 @@ impl FleetNodes {
     }
 
     /// Where a machine is, once its provider says so.
-    fn locate(&self, machine: &Machine, is_wanted: &dyn Fn() -> bool) -> Option<String> {
+    fn locate(&self, machine: &Machine, is_wanted: &dyn Fn() -> bool) -> Option<IpAddr> {
         let server = machine.server?;
         let mut last = String::new();
         while is_wanted() {
             match self.means.provider.get(server) {
                 Ok(Some(seen)) if seen.name == machine.name => {
                     if let Some(address) = seen.address() {
-                        return Some(address.to_string());
+                        return Some(address);
                     }
                 }
                 // A new machine may not be found for a while.
@@ -306,18 +334,19 @@ impl FleetNodes {
         None
     }
 
-    fn first_record(&self, joining: &Joining<'_>, address: &str) -> Result<NodeRecord, NodesError> {
+    fn first_record(&self, joining: &Joining<'_>, address: IpAddr) -> Result<NodeRecord, NodesError> {
         let milestones = Milestones { asked: joining.machine.asked, located: Some(now()), ..Milestones::default() };
         let (name, node) = if joining.settings.is_adopted {
             let mut adopted = self.means.adopted.iter();
-            let it = adopted.find(|(_, node)| node.address == address && node.pool == joining.identity.pool);
+            let it =
+                adopted.find(|(_, node)| node.address.parse() == Ok(address) && node.pool == joining.identity.pool);
             let (name, node) =
                 it.ok_or_else(|| said(format!("fleet.toml has no node of its pool at {address}; adopt it first")))?;
             (name.clone(), node.clone())
         } else {
             let node = FleetNode {
                 environment: joining.identity.environment.clone(),
-                address: address.to_owned(),
+                address: address.to_string(),
                 port: None,
                 host_key: None,
                 provider: Some(joining.settings.provider.clone()),
@@ -429,6 +458,7 @@ impl FleetNodes {
     }
 
     fn try_start(&self, machine: &Machine, instance: InstanceId, workload: &str) -> Result<(), NodesError> {
+        let _busy = self.take(instance);
         let pool = pool_of(&machine.name)?;
         let granted = self.means.grants.granted(&pool, workload).map_err(said)?;
         let Granted { signed, grant, statements, payload } = granted;
@@ -456,6 +486,7 @@ impl FleetNodes {
     }
 
     fn try_stop(&self, machine: &Machine, instance: InstanceId, workload: &str) -> Result<(), NodesError> {
+        let _busy = self.take(instance);
         let name = node_name(&machine.name);
         let Some(record) = self.records.get(name)? else { return Ok(()) };
         let Some(known) = record.instances.get(&instance) else { return Ok(()) };

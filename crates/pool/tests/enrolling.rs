@@ -7,7 +7,8 @@
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says why it skips")]
 
 use bulkhead_core::{
-    FileDigest, PoolName, SignedText, Timestamp,
+    FileDigest, NodeName, PoolName, SignedText, Timestamp,
+    fleet::FleetNode,
     grant::Grant,
     image::{Entry, Image, ImageConfig, Node},
     order::{Health, HealthCheck, Run, ServiceSpec},
@@ -22,7 +23,7 @@ use bulkhead_pool::{
     Enrolment, FleetNodes, Granted, Grants, LocalProvider, NodeMeans, Nodes as _, PoolSettings, Provided, Servers as _,
     nodes, records,
 };
-use bulkhead_provider::{Image as Boots, Provider, UserData, Wanted};
+use bulkhead_provider::{Fixed, FixedMachine, Image as Boots, Provider, UserData, Wanted};
 use bulkhead_scale::{
     CreateAnswer, DeleteAnswer, InstanceId, Machine, MachineId, Names, PoolIndex, Room, ServerId, State, Time,
 };
@@ -195,11 +196,19 @@ impl World {
     }
 
     fn nodes(&self) -> FleetNodes {
+        self.nodes_of(Arc::clone(&self.provider), None)
+    }
+
+    /// Nodes of a pool whose machines this provider has; adopted ones where any are given.
+    fn nodes_of(&self, provider: Arc<dyn Provider>, adopted: Option<BTreeMap<NodeName, FleetNode>>) -> FleetNodes {
         let mut identities = Identities::new(&self.folder).with_file(self.folder.join("key"));
         identities.agent = None;
         let signer = self.runtime.block_on(Signer::find(&identities, [self.public().as_str()])).unwrap();
-        let settings =
-            PoolSettings { environment: "staging".parse().unwrap(), provider: "local".into(), is_adopted: false };
+        let settings = PoolSettings {
+            environment: "staging".parse().unwrap(),
+            provider: "local".into(),
+            is_adopted: adopted.is_some(),
+        };
         FleetNodes::new(NodeMeans {
             fleet: "shop".parse().unwrap(),
             policy: self.policy(),
@@ -212,8 +221,8 @@ impl World {
             agent: fs::read(find_agent().expect("it is built before this test runs")).unwrap().into(),
             directory: self.folder.join("pool"),
             pools: BTreeMap::from([(pool(), settings)]),
-            adopted: BTreeMap::new(),
-            provider: Arc::clone(&self.provider),
+            adopted: adopted.unwrap_or_default(),
+            provider,
             enrolment: Arc::clone(&self.enrolment),
             grants: Arc::new(OneGrant(self.granted())),
             runtime: self.runtime.handle().clone(),
@@ -223,22 +232,26 @@ impl World {
     }
 
     fn provided(&self) -> Provided {
-        let like = Wanted {
-            name: "".into(),
-            user_data: UserData::default(),
-            ssh_keys: vec![],
-            region: "here".into(),
-            size: "any".into(),
-            image: Boots::Slug("debian".into()),
-            network: None,
-            tags: vec![],
-        };
         Provided::new(
             Arc::clone(&self.provider),
-            BTreeMap::from([(pool(), like)]),
+            BTreeMap::from([(pool(), like())]),
             Box::new(|what| eprintln!("{what}")),
         )
         .enrolling(Arc::clone(&self.enrolment))
+    }
+}
+
+/// What a machine of the pool is bought as.
+fn like() -> Wanted {
+    Wanted {
+        name: "".into(),
+        user_data: UserData::default(),
+        ssh_keys: vec![],
+        region: "here".into(),
+        size: "any".into(),
+        image: Boots::Slug("debian".into()),
+        network: None,
+        tags: vec![],
     }
 }
 
@@ -336,6 +349,7 @@ fn machines_become_nodes_and_go() {
     assert_eq!(known.values().next().unwrap().pool, Some(pool()));
 
     instances_run(&fleet_nodes, &one, &folder);
+    adopted_by_hand(&world, known);
     joins_are_killed(&world, &provided, &fleet_nodes);
 
     // One that never answers is given up when it is wanted no more.
@@ -390,6 +404,29 @@ fn instances_run(nodes: &FleetNodes, machine: &Machine, folder: &Path) {
         assert!(nodes.stop(machine, InstanceId(id), WORKLOAD));
     }
     assert_eq!((nodes.running(machine), numbers().len()), (Some(0), 0));
+}
+
+/// A node that somebody adopted is leased, and only asked.
+fn adopted_by_hand(world: &World, known: BTreeMap<NodeName, FleetNode>) {
+    let address = known.values().next().unwrap().address.parse().unwrap();
+    let others = "192.0.2.7".parse().unwrap();
+    let machines = [("one", address), ("other", others)]
+        .map(|(name, address)| FixedMachine { name: name.into(), address })
+        .to_vec();
+    let leases = world.folder.join("leases.json");
+    let fixed: Arc<dyn Provider> = Arc::new(Fixed::open(machines, &"shop".parse().unwrap(), &leases).unwrap());
+    let provided =
+        Provided::new(Arc::clone(&fixed), BTreeMap::from([(pool(), like())]), Box::new(|what| eprintln!("{what}")));
+    let nodes = world.nodes_of(fixed, Some(known));
+    let leased = bought(&provided, 20);
+    assert!(nodes.join(&leased, &mut || (), &|| true));
+    assert!(nodes.start(&leased, InstanceId(30), WORKLOAD));
+    assert_eq!(nodes.running(&leased), Some(1));
+    assert!(nodes.stop(&leased, InstanceId(30), WORKLOAD));
+    assert_eq!(nodes.running(&leased), Some(0));
+    assert!(!nodes.join(&bought(&provided, 21), &mut || (), &|| true), "nobody adopted it");
+    let shown = bulkhead_pool::nodes(&world.folder.join("pool")).unwrap();
+    assert_eq!(shown.len(), 1, "fleet.toml has the other: {shown:?}");
 }
 
 /// Whoever makes a node of a machine is killed, once it was reached and once more when it was laid out.
