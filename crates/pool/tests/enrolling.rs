@@ -20,19 +20,23 @@ use bulkhead_fleet::{
     sign::Signer,
 };
 use bulkhead_pool::{
-    Enrolment, FleetNodes, Granted, Grants, LocalProvider, NodeMeans, Nodes as _, PoolSettings, Provided, Servers as _,
-    nodes, records,
+    Database, Enrolment, FleetNodes, Granted, Grants, LocalProvider, Means, NodeMeans, Nodes as _, PoolSettings,
+    Provided, Request, Runner, Servers as _, ask, nodes, records, system_clock,
 };
 use bulkhead_provider::{Fixed, FixedMachine, Image as Boots, Provider, UserData, Wanted};
 use bulkhead_scale::{
-    CreateAnswer, DeleteAnswer, InstanceId, Machine, MachineId, Names, PoolIndex, Room, ServerId, State, Time,
+    Billing, CreateAnswer, DeleteAnswer, InstanceId, Limits, Machine, MachineId, Micros, Names, Pool, PoolIndex, Room,
+    ServerId, State, Time,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     env, fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -63,6 +67,18 @@ impl Drop for Cleared {
             eprintln!("cannot remove the local fleet: {error}");
         }
     }
+}
+
+/// A folder with a key; `None`, after saying so, where machines cannot be booted.
+fn begin(test: &str) -> Option<Cleared> {
+    let is_root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
+    if !is_root || env::var("BULKHEAD_TEST_NODES").is_ok_and(|value| value == "skip") {
+        eprintln!("skipped {test}: it needs root, and no BULKHEAD_TEST_NODES=skip");
+        return None;
+    }
+    let directory = tempfile::Builder::new().prefix("pool-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    keygen(&["-t", "ed25519", "-N", "", "-C", "ann", "-f", directory.path().join("key").to_str().unwrap()]);
+    Some(Cleared(directory))
 }
 
 fn local(folder: &Path) -> Local {
@@ -324,15 +340,8 @@ fn machines_become_nodes_and_go() {
         world.nodes().join(&row(2, server.unwrap().id), &mut || (), &|| true);
         return;
     }
-    let is_root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
-    if !is_root || env::var("BULKHEAD_TEST_NODES").is_ok_and(|value| value == "skip") {
-        eprintln!("skipped machines_become_nodes_and_go: it needs root, and no BULKHEAD_TEST_NODES=skip");
-        return;
-    }
-    let directory = tempfile::Builder::new().prefix("pool-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let folder = directory.path().to_owned();
-    keygen(&["-t", "ed25519", "-N", "", "-C", "ann", "-f", folder.join("key").to_str().unwrap()]);
-    let cleared = Cleared(directory);
+    let Some(cleared) = begin("machines_become_nodes_and_go") else { return };
+    let folder = cleared.0.path().to_owned();
     let world = World::open(&folder);
     let (provided, fleet_nodes) = (world.provided(), world.nodes());
 
@@ -449,4 +458,78 @@ fn joins_are_killed(world: &World, provided: &Provided, nodes: &FleetNodes) {
     assert!(world.enrolment.key(&two.name).unwrap().is_some(), "it is not a node yet, as far as anyone knows");
     assert!(nodes.join(&two, &mut || (), &|| true));
     assert_eq!(nodes.running(&two), Some(0));
+}
+
+/// Ends a loop, also where its test fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Has a loop run while something else is done.
+fn with_loop(world: &World, then: impl FnOnce()) {
+    let ends = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut pool = Pool::new(pool(), 1, Micros(0), Billing::Free);
+            pool.idle_ms = 1000;
+            let means = Means {
+                servers: Arc::new(world.provided()),
+                nodes: Arc::new(world.nodes()),
+                clock: system_clock(),
+                log: Box::new(|_, line| eprintln!("  {line}")),
+            };
+            let database = Database::open(&world.folder.join("pool.db")).unwrap();
+            let fleet = "shop".parse().unwrap();
+            // This provider's lists are true at once, and a machine goes when the one before is seen to be gone.
+            let limits = Limits { lag_ms: 500, list_gap_ms: 500, list_every_ms: 2000, ..Limits::default() };
+            Runner::new(database, fleet, limits, vec![pool], means).unwrap().run(&ends).unwrap();
+        });
+        let _ends = Ends(&ends);
+        then();
+    });
+}
+
+#[test]
+fn a_loop_runs_instances_on_machines_it_buys() {
+    let Some(cleared) = begin("a_loop_runs_instances_on_machines_it_buys") else { return };
+    let folder = cleared.0.path().to_owned();
+    let world = World::open(&folder);
+    drop(Database::open(&folder.join("pool.db")).unwrap());
+    let scale = |count| {
+        let (workload, needs) = (WORKLOAD.to_owned(), Room::slots(1));
+        let request = Request::Scale { workload, pool: pool(), needs, is_movable: false, count };
+        ask(&folder.join("pool.db"), &request).unwrap();
+    };
+    let until = |what: &str, is_so: &dyn Fn() -> bool| {
+        let began = Instant::now();
+        while !is_so() {
+            assert!(began.elapsed() < PATIENCE, "{what}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    };
+    // What nodes themselves say.
+    let running = |nodes: &FleetNodes| -> u32 {
+        let seen = world.provider.list().unwrap();
+        seen.iter().filter_map(|seen| nodes.running(&Machine { name: seen.name.clone(), ..row(0, seen.id) })).sum()
+    };
+    let observer = world.nodes();
+    with_loop(&world, || {
+        scale(2);
+        until("two machines, an instance on each", &|| running(&observer) == 2);
+        assert_eq!(world.provider.list().unwrap().len(), 2);
+    });
+    // Another loop takes up what the one before had.
+    with_loop(&world, || {
+        scale(1);
+        until("the empty machine goes", &|| world.provider.list().unwrap().len() == 1);
+        assert_eq!(running(&observer), 1);
+        scale(0);
+        until("the other goes", &|| world.provider.list().unwrap().is_empty());
+        // One that is still being removed is not listed any more.
+        until("nothing is left", &|| traces(&tag(&folder)).is_empty());
+    });
 }
