@@ -40,7 +40,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     (
         "bulkhead-pool",
-        &["bulkhead-core", "bulkhead-trust", "bulkhead-wire", "bulkhead-fleet", "bulkhead-scale", "bulkhead-provider"],
+        &[
+            "bulkhead-core",
+            "bulkhead-trust",
+            "bulkhead-wire",
+            "bulkhead-store",
+            "bulkhead-fleet",
+            "bulkhead-scale",
+            "bulkhead-provider",
+        ],
     ),
     ("bulkhead-sim", &["bulkhead-core", "bulkhead-scale"]),
     ("bulkhead-fake-do", &["bulkhead-scale", "bulkhead-sim", "bulkhead-provider"]),

@@ -41,7 +41,8 @@ pub enum EnrolmentError {
 }
 
 /// The part of a machine's name before the first dot: its name as a node.
-pub(crate) fn node_name(machine: &str) -> &str {
+#[must_use]
+pub fn node_name(machine: &str) -> &str {
     machine.split('.').next().unwrap_or_default()
 }
 

@@ -13,7 +13,7 @@ mod view;
 
 pub use database::{Asked, Database, DatabaseError, Written, ask, make};
 pub use durable::FileError;
-pub use enrolment::{Enrolment, EnrolmentError};
+pub use enrolment::{Enrolment, EnrolmentError, node_name};
 #[cfg(target_os = "linux")]
 pub use local::LocalProvider;
 pub use nodes::{FleetNodes, Granted, Grants, NodeMeans, PoolSettings};

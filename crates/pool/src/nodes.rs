@@ -22,7 +22,7 @@ use bulkhead_fleet::{
     bootstrap::{self, Architecture, BootstrapError, OneTimeKey},
     config::SshConfig,
     memory::Memory,
-    push::{Papers, Payload, Push, PushError, SignedOrder, push},
+    push::{Early, Papers, Payload, Push, PushError, SignedOrder, push_over},
     resolve_as, resolve_machine,
     sign::{SignError, Signer},
 };
@@ -30,15 +30,16 @@ use bulkhead_provider::Provider;
 use bulkhead_scale::{InstanceId, Machine, Time};
 use bulkhead_wire::{ACCOUNT, NodeStatus, OBSERVE_ACCOUNT};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
+    net::IpAddr,
     path::PathBuf,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Condvar, Mutex, PoisonError},
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Semaphore};
 
 /// From an order's issue to its expiry: time for an upload over a slow line.
 const LIFETIME_S: i64 = 3600;
@@ -48,6 +49,11 @@ const WAIT: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Between attempts to log in.
 const TRY_EVERY: Duration = Duration::from_millis(250);
+/// How many instances are started or stopped on one node at a time. sshd lets five who have not logged in yet come from
+/// one address, and somebody may be looking at the node meanwhile.
+const TURNS: usize = 4;
+/// How long a node that ought to answer is tried: sshd turns connections away when many come at once.
+const CONNECT_WITHIN: Duration = Duration::from_secs(30);
 /// For one attempt to reach a machine that may still boot: until then nothing at all may answer there.
 const REACH_WITHIN: Duration = Duration::from_secs(4);
 
@@ -134,6 +140,22 @@ pub struct FleetNodes {
     means: NodeMeans,
     architecture: Architecture,
     records: Records,
+    /// Instances that are being started or stopped, and what tells that one is no more.
+    busy: (Mutex<BTreeSet<InstanceId>>, Condvar),
+    /// By the machine's name as a node.
+    turns: Mutex<BTreeMap<String, Arc<Semaphore>>>,
+}
+
+/// An instance is in one's hands until this is dropped: whether it has a number must not change under whoever starts
+/// or stops it, and one that is stopped while it still starts is stopped after it did.
+struct Busy<'a>(&'a FleetNodes, InstanceId);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        let (instances, freed) = &self.0.busy;
+        instances.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+        freed.notify_all();
+    }
 }
 
 /// Why something did not come about.
@@ -190,12 +212,22 @@ impl FleetNodes {
         let architecture = Architecture::of_elf(&means.agent)
             .ok_or("the agent at hand is not a Linux program for x86_64 or aarch64")?;
         let records = Records::new(&means.directory);
-        Ok(Self { means, architecture, records })
+        Ok(Self { means, architecture, records, busy: Default::default(), turns: Mutex::default() })
+    }
+
+    /// Takes an instance into one's hands, after whoever has it.
+    fn take(&self, instance: InstanceId) -> Busy<'_> {
+        let (instances, freed) = &self.busy;
+        let mut instances = instances.lock().unwrap_or_else(PoisonError::into_inner);
+        while !instances.insert(instance) {
+            instances = freed.wait(instances).unwrap_or_else(PoisonError::into_inner);
+        }
+        Busy(self, instance)
     }
 
     /// Forgets all machines but those whose name as a node ([`bulkhead_scale::Names::node`]) is known: their keys, their
-    /// records, and grants of use to none. To be called now and then, with all that are not gone; a crash before only
-    /// leaves files until the next time.
+    /// records, and grants of use to none. To be called with all that are not gone before a loop begins: what went while
+    /// it was not there, or in the moment when it was killed, is forgotten then.
     ///
     /// # Errors
     /// A file cannot be read or removed.
@@ -209,7 +241,10 @@ impl FleetNodes {
     }
 
     fn target(&self, record: &NodeRecord, account: &str) -> Result<Target, NodesError> {
-        resolve_as(&record.name, &record.node, &self.means.ssh, account).map_err(|error| said(chain(&error)))
+        // Of one that somebody adopted `fleet.toml` may say something else by now.
+        let adopted = if record.is_adopted { self.means.adopted.get(&record.name) } else { None };
+        resolve_as(&record.name, adopted.unwrap_or(&record.node), &self.means.ssh, account)
+            .map_err(|error| said(chain(&error)))
     }
 
     /// What a node says of itself, if it is what it is taken for.
@@ -217,13 +252,38 @@ impl FleetNodes {
         let client = NodeClient::connect(&self.target(record, account)?, &self.means.identities, timeouts).await?;
         let status = client.status().await;
         client.close().await;
-        let status = status?;
+        self.checked(record, status?)
+    }
+
+    fn checked(&self, record: &NodeRecord, status: NodeStatus) -> Result<NodeStatus, NodesError> {
         let is_it = (&status.fleet, &status.node, &status.environment)
             == (&self.means.fleet, &record.name, &record.node.environment);
         if is_it {
             return Ok(status);
         }
         Err(said(format!("it answers as node `{}` of fleet `{}`", status.node, status.fleet)))
+    }
+
+    /// A connection to a node that ought to answer, and what it says of itself.
+    async fn reach(&self, record: &NodeRecord) -> Result<(NodeClient, NodeStatus), NodesError> {
+        let target = self.target(record, ACCOUNT)?;
+        let ends = Instant::now() + CONNECT_WITHIN;
+        let client = loop {
+            match NodeClient::connect(&target, &self.means.identities, self.means.timeouts).await {
+                Ok(client) => break client,
+                Err(error) if Instant::now() > ends => return Err(error.into()),
+                Err(_) => tokio::time::sleep(TRY_EVERY).await,
+            }
+        };
+        let status = self.checked(record, client.status().await?)?;
+        Ok((client, status))
+    }
+
+    /// Those who may do something on a machine at the same time.
+    fn turns(&self, machine: &Machine) -> Arc<Semaphore> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Arc::new(Semaphore::new(TURNS));
+        Arc::clone(turns.entry(node_name(&machine.name).to_owned()).or_insert_with(new))
     }
 
     // ---- joining ----
@@ -248,7 +308,7 @@ impl FleetNodes {
             Some(record) => record,
             None => {
                 let Some(address) = self.locate(machine, is_wanted) else { return Ok(false) };
-                let record = self.first_record(&joining, &address)?;
+                let record = self.first_record(&joining, address)?;
                 self.records.put(node_name(&machine.name), &record)?;
                 record
             }
@@ -281,14 +341,14 @@ impl FleetNodes {
     }
 
     /// Where a machine is, once its provider says so.
-    fn locate(&self, machine: &Machine, is_wanted: &dyn Fn() -> bool) -> Option<String> {
+    fn locate(&self, machine: &Machine, is_wanted: &dyn Fn() -> bool) -> Option<IpAddr> {
         let server = machine.server?;
         let mut last = String::new();
         while is_wanted() {
             match self.means.provider.get(server) {
                 Ok(Some(seen)) if seen.name == machine.name => {
                     if let Some(address) = seen.address() {
-                        return Some(address.to_string());
+                        return Some(address);
                     }
                 }
                 // A new machine may not be found for a while.
@@ -306,18 +366,19 @@ impl FleetNodes {
         None
     }
 
-    fn first_record(&self, joining: &Joining<'_>, address: &str) -> Result<NodeRecord, NodesError> {
+    fn first_record(&self, joining: &Joining<'_>, address: IpAddr) -> Result<NodeRecord, NodesError> {
         let milestones = Milestones { asked: joining.machine.asked, located: Some(now()), ..Milestones::default() };
         let (name, node) = if joining.settings.is_adopted {
             let mut adopted = self.means.adopted.iter();
-            let it = adopted.find(|(_, node)| node.address == address && node.pool == joining.identity.pool);
+            let it =
+                adopted.find(|(_, node)| node.address.parse() == Ok(address) && node.pool == joining.identity.pool);
             let (name, node) =
                 it.ok_or_else(|| said(format!("fleet.toml has no node of its pool at {address}; adopt it first")))?;
             (name.clone(), node.clone())
         } else {
             let node = FleetNode {
                 environment: joining.identity.environment.clone(),
-                address: address.to_owned(),
+                address: address.to_string(),
                 port: None,
                 host_key: None,
                 provider: Some(joining.settings.provider.clone()),
@@ -429,18 +490,21 @@ impl FleetNodes {
     }
 
     fn try_start(&self, machine: &Machine, instance: InstanceId, workload: &str) -> Result<(), NodesError> {
+        let _busy = self.take(instance);
+        let turns = self.turns(machine);
         let pool = pool_of(&machine.name)?;
         let granted = self.means.grants.granted(&pool, workload).map_err(said)?;
         let Granted { signed, grant, statements, payload } = granted;
         let name = node_name(&machine.name);
         let (record, app) = self.records.number(name, instance, &grant, &signed)?.map_err(said)?;
         self.means.runtime.block_on(async {
-            let status = self.status(&record, ACCOUNT, self.means.timeouts).await?;
+            let _turn = turns.acquire().await;
+            let (client, status) = self.reach(&record).await?;
             let is_known = status.apps.iter().any(|known| known.app == app && known.live.is_some());
             if !runs(&status, &app, &grant.run) {
                 let order = self.order(&app, &grant, Action::Run(grant.run.clone()));
                 let papers = Papers { statements, grant: Some(signed), ..Papers::default() };
-                let sent = self.send(&record, order, Some(payload), papers).await;
+                let sent = self.send(&record, client, order, Some(payload), papers).await;
                 if let Err(error) = &sent
                     && !is_known
                     && said_no(error)
@@ -449,6 +513,8 @@ impl FleetNodes {
                     self.free(name, instance)?;
                 }
                 sent?;
+            } else {
+                client.close().await;
             }
             self.records.change(name, |record| record.milestones.first_instance.get_or_insert_with(now).0)?;
             Ok(())
@@ -456,6 +522,8 @@ impl FleetNodes {
     }
 
     fn try_stop(&self, machine: &Machine, instance: InstanceId, workload: &str) -> Result<(), NodesError> {
+        let _busy = self.take(instance);
+        let turns = self.turns(machine);
         let name = node_name(&machine.name);
         let Some(record) = self.records.get(name)? else { return Ok(()) };
         let Some(known) = record.instances.get(&instance) else { return Ok(()) };
@@ -463,8 +531,7 @@ impl FleetNodes {
             format!("{}-{}", known.app, known.number).parse().map_err(|_| said("it has no name there"))?;
         let signed = self.records.grant(known.grant)?;
         let kept = signed.and_then(|signed| Some((Grant::parse(signed.text.as_bytes()).ok()?, signed)));
-        // One that has ended allows nothing any more; another one may cover the same instance.
-        let (grant, signed) = match kept.filter(|(grant, _)| grant.not_after > timestamp()) {
+        let (grant, signed) = match kept {
             Some(kept) => kept,
             None => {
                 let granted = self.means.grants.granted(&pool_of(&machine.name)?, workload).map_err(said)?;
@@ -472,11 +539,14 @@ impl FleetNodes {
             }
         };
         self.means.runtime.block_on(async {
-            let status = self.status(&record, ACCOUNT, self.means.timeouts).await?;
+            let _turn = turns.acquire().await;
+            let (client, status) = self.reach(&record).await?;
             if status.apps.iter().any(|known| known.app == app && (known.live.is_some() || known.busy.is_some())) {
                 let order = self.order(&app, &grant, Action::Remove { volumes: grant.scratch });
                 let papers = Papers { grant: Some(signed), ..Papers::default() };
-                self.send(&record, order, None, papers).await?;
+                self.send(&record, client, order, None, papers).await?;
+            } else {
+                client.close().await;
             }
             Ok(self.free(name, instance)?)
         })
@@ -507,6 +577,7 @@ impl FleetNodes {
     async fn send(
         &self,
         record: &NodeRecord,
+        client: NodeClient,
         template: Order,
         payload: Option<Payload>,
         papers: Papers,
@@ -531,7 +602,8 @@ impl FleetNodes {
             })
         };
         let NodeMeans { identities, timeouts, memory, .. } = &self.means;
-        let outcomes = push(&request, identities, *timeouts, memory, &make, &|_, _| ()).await;
+        let early = Early::from([(record.name.clone(), tokio::spawn(std::future::ready(Ok(client))))]);
+        let outcomes = push_over(&request, early, identities, *timeouts, memory, &make, &|_, _| ()).await;
         for outcome in outcomes {
             let done = outcome.result?;
             for warning in done.warnings {
@@ -591,6 +663,16 @@ impl Nodes for FleetNodes {
     fn start(&self, machine: &Machine, instance: InstanceId, workload: &str) -> bool {
         let started = self.try_start(machine, instance, workload);
         started.map_err(|error| self.log(machine, &format!("{workload}: {}", chain(&error)))).is_ok()
+    }
+
+    fn gone(&self, machine: &Machine) {
+        let name = node_name(&machine.name);
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        let removed = self.means.enrolment.remove(&machine.name).and_then(|()| Ok(self.records.remove(name)?));
+        if let Err(error) = removed {
+            // It is tried again before the next loop begins.
+            self.log(machine, &chain(&error));
+        }
     }
 
     fn stop(&self, machine: &Machine, instance: InstanceId, workload: &str) -> bool {

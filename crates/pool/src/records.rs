@@ -136,6 +136,12 @@ impl Records {
         durable::write_json(&path(&self.directory, name), record)
     }
 
+    /// Forgets a machine.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), FileError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        durable::remove(&path(&self.directory, name))
+    }
+
     /// Changes a record, durably before this returns. `None` where there is none.
     pub(crate) fn change<T>(
         &self,

@@ -29,7 +29,7 @@ const BATCH_MAX: usize = 256;
 /// Requests to providers that are under way at once.
 const SERVER_WORKERS: usize = 8;
 /// Requests to nodes that are under way at once, besides joins.
-const NODE_WORKERS: usize = 16;
+const NODE_WORKERS: usize = 64;
 
 /// Where machines are bought. Calls block; none is ever made twice for one command.
 pub trait Servers: Send + Sync + 'static {
@@ -51,6 +51,10 @@ pub trait Nodes: Send + Sync + 'static {
     fn start(&self, machine: &Machine, instance: InstanceId, workload: &str) -> bool;
     /// Stops an instance there, which may have stopped already.
     fn stop(&self, machine: &Machine, instance: InstanceId, workload: &str) -> bool;
+    /// The machine is gone; what was kept for it is of no use.
+    fn gone(&self, machine: &Machine) {
+        let _ = machine;
+    }
 }
 
 /// What people ask of the loop.
@@ -297,6 +301,11 @@ impl Runner {
         for id in outputs.iter().flat_map(|output| &output.instances) {
             if self.scaler.instance(*id).is_none() {
                 self.workloads.remove(id);
+            }
+        }
+        for id in outputs.iter().flat_map(|output| &output.machines) {
+            if let Some(machine) = self.scaler.machine(*id).filter(|machine| machine.state == State::Gone) {
+                self.nodes.gone(machine);
             }
         }
         let mut joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);

@@ -17,13 +17,14 @@ use bulkhead_core::{
 };
 use bulkhead_fleet::{bootstrap::find_agent, sign::Signer};
 use bulkhead_pool::{
-    Database, Enrolment, FleetNodes, Granted, Grants, Means, NodeMeans, PoolSettings, Provided, Runner, system_clock,
+    Database, Enrolment, FleetNodes, Granted, Grants, Means, NodeMeans, Nodes, PoolSettings, Provided, Runner,
+    node_name, system_clock,
 };
 use bulkhead_provider::Provider;
-use bulkhead_scale::Time;
+use bulkhead_scale::{State, Time};
 use clap::Args;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
 };
 use tokio::runtime::Handle;
@@ -59,39 +60,41 @@ pub(super) async fn run(context: &Context, _: &RunArgs) -> Result<()> {
     let enrolment = Arc::new(Enrolment::new(&directory, logins(&session)));
     let provided = Provided::new(Arc::clone(&provider), pools::wanted(&session.files.fleet)?, Box::new(say.clone()))
         .enrolling(Arc::clone(&enrolment));
-    let nodes = FleetNodes::new(NodeMeans {
-        fleet: session.files.fleet.fleet.clone(),
-        policy: SignedText {
-            text: String::from_utf8(session.policy.bytes.clone())
-                .map_err(|error| Error::during(Kind::Configuration, "the policy is not text", &error))?,
-            signatures: session.policy.signatures.clone(),
-        },
-        policy_version: session.policy.policy.version,
-        identities: session.identities.clone(),
-        timeouts: session.timeouts,
-        ssh: session.ssh().clone(),
-        memory: session.memory.clone(),
-        signer,
-        agent: agent.into(),
-        directory: directory.clone(),
-        pools: settings(&session),
-        adopted: session.files.fleet.nodes.clone(),
-        provider,
-        enrolment,
-        grants: Arc::new(Folder {
-            context: context.clone(),
-            session: session.clone(),
-            known: Mutex::default(),
+    let nodes = Arc::new(
+        FleetNodes::new(NodeMeans {
+            fleet: session.files.fleet.fleet.clone(),
+            policy: SignedText {
+                text: String::from_utf8(session.policy.bytes.clone())
+                    .map_err(|error| Error::during(Kind::Configuration, "the policy is not text", &error))?,
+                signatures: session.policy.signatures.clone(),
+            },
+            policy_version: session.policy.policy.version,
+            identities: session.identities.clone(),
+            timeouts: session.timeouts,
+            ssh: session.ssh().clone(),
+            memory: session.memory.clone(),
+            signer,
+            agent: agent.into(),
+            directory: directory.clone(),
+            pools: settings(&session),
+            adopted: session.files.fleet.nodes.clone(),
+            provider,
+            enrolment,
+            grants: Arc::new(Folder {
+                context: context.clone(),
+                session: session.clone(),
+                known: Mutex::default(),
+                runtime: Handle::current(),
+            }),
             runtime: Handle::current(),
-        }),
-        runtime: Handle::current(),
-        log: Box::new(say),
-    })
-    .map_err(Error::configuration)?;
+            log: Box::new(say),
+        })
+        .map_err(Error::configuration)?,
+    );
     let ui = Arc::clone(&context.ui);
     let means = Means {
         servers: Arc::new(provided),
-        nodes: Arc::new(nodes),
+        nodes: Arc::clone(&nodes) as Arc<dyn Nodes>,
         clock: system_clock(),
         log: Box::new(move |at: Time, text: &str| ui.note(&format!("{at} {}", printable(text)))),
     };
@@ -100,10 +103,14 @@ pub(super) async fn run(context: &Context, _: &RunArgs) -> Result<()> {
     context.ui.note(&format!("pools of {fleet}: {}; what is decided is in `bulkhead pool log`", names.join(", ")));
     context.ui.stage(ENDS);
     let work = tokio::task::spawn_blocking(move || {
-        Runner::new(database, fleet, pools.limits, pools.pools, means)?.run(&AtomicBool::new(false))
+        let mut runner =
+            Runner::new(database, fleet, pools.limits, pools.pools, means).map_err(|error| database_error(&error))?;
+        let machines = runner.scaler().machines().filter(|machine| machine.state != State::Gone);
+        let names: BTreeSet<String> = machines.map(|machine| node_name(&machine.name).to_owned()).collect();
+        nodes.forget(|name| names.contains(name)).map_err(|error| Error::of(Kind::Internal, &error))?;
+        runner.run(&AtomicBool::new(false)).map_err(|error| database_error(&error))
     });
-    let ended = work.await.map_err(|error| Error::during(Kind::Internal, "the loop ended early", &error))?;
-    ended.map_err(|error| database_error(&error))
+    work.await.map_err(|error| Error::during(Kind::Internal, "the loop ended early", &error))?
 }
 
 /// The policy must have the pools' environments, or nodes of them would take no order.
@@ -134,8 +141,9 @@ async fn signer(session: &Session) -> Result<Signer> {
     let scale: Vec<_> = policy.holders(Role::Scale).collect();
     let keys = scale.iter().map(|(_, key)| key.key.as_str());
     if scale.is_empty() {
-        return Err(Error::configuration("the policy gives nobody the role `scale`")
-            .hint("`bulkhead key add NAME FILE --role scale --role courier --role observe`, with a key made for the loop"));
+        return Err(Error::configuration("the policy gives nobody the role `scale`").hint(
+            "`bulkhead key add NAME FILE --role scale --role courier --role observe`, with a key made for the loop",
+        ));
     }
     let signer = Signer::find(&session.identities, keys).await.map_err(|error| sign_error(&error))?;
     let found = signer.public_key().to_openssh();
@@ -212,9 +220,7 @@ impl Folder {
 
 impl Grants for Folder {
     fn granted(&self, pool: &PoolName, workload: &str) -> std::result::Result<Granted, String> {
-        let shown = |error: Error| {
-            std::iter::once(error.message).chain(error.causes).collect::<Vec<_>>().join(": ")
-        };
+        let shown = |error: Error| std::iter::once(error.message).chain(error.causes).collect::<Vec<_>>().join(": ");
         let file = self.find(pool, workload).map_err(shown)?;
         let key = (pool.clone(), workload.to_owned());
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
