@@ -26,7 +26,7 @@ use bulkhead_core::{
 use bulkhead_provider::{
     DigitalOcean, Fixed, FixedMachine, Hetzner, Image, Provider, Settings, Token, UserData, Wanted,
 };
-use bulkhead_scale::{Billing, Caps, Consolidation, Headroom, Limits, Micros, Pool, Room};
+use bulkhead_scale::{Billing, Caps, Consolidation, Headroom, Limits, Micros, Pool, Room, SECOND_MS};
 use serde::Deserialize;
 use std::{
     collections::BTreeMap,
@@ -73,6 +73,11 @@ impl Pools {
                 "{FLEET}: `{first}` and `{second}` are both fixed; for now a fleet has one pool of fixed machines"
             )));
         }
+        // What these two say is so at once.
+        let is_here = first.is_some_and(|(_, provider)| matches!(provider, PoolProvider::Local | PoolProvider::Fixed));
+        let usual = Limits::default();
+        let (lag_ms, list_gap_ms) =
+            if is_here { (SECOND_MS, SECOND_MS) } else { (usual.lag_ms, usual.list_gap_ms) };
         let scaling = &fleet.scaling;
         let amount = |key: &str, text: &Option<String>| amount(&format!("[scaling] {key}"), text.as_deref());
         let mut limits = Limits {
@@ -81,7 +86,9 @@ impl Pools {
                 per_hour: amount("per_hour", &scaling.per_hour)?,
                 per_month: amount("per_month", &scaling.per_month)?,
             },
-            ..Limits::default()
+            lag_ms,
+            list_gap_ms,
+            ..usual
         };
         if let Some(creations) = scaling.creations {
             if creations == 0 {
