@@ -135,7 +135,7 @@ pub(crate) fn against(amount: Micros, most: Option<Micros>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use bulkhead_core::manifest::parse_toml;
     use bulkhead_pool::{Database, Written};
@@ -158,7 +158,7 @@ mod tests {
     "#;
 
     /// A pool of two machines of two slots each, one ready and one booting, of which five instances are wanted.
-    pub(super) fn looked(folder: &Path) -> Looked {
+    pub(crate) fn looked(folder: &Path) -> Looked {
         let fleet = parse_toml(FLEET).unwrap();
         let pools = Pools::of(&fleet).unwrap();
         let path = folder.join("pool.sqlite");

@@ -286,6 +286,12 @@ mod tests {
             issued: Timestamp(0),
             not_after: Timestamp(90 * DAY_S),
         };
-        insta::assert_snapshot!(preview(&grant, "scaler", Paint { colour: false }), @"");
+        insta::assert_snapshot!(preview(&grant, "scaler", Paint { colour: false }), @r"
+        scaler, for pool kernels of acme (production) may, without asking anybody:
+          run       notes/kernel and nothing else, as kernel --serve
+          from      image 6105d6cc76af
+          at most   23 on each of 10 machines
+          until     1970-04-01T00:00:00Z
+        ");
     }
 }
