@@ -47,11 +47,17 @@ pub struct LoopArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
     /// So many more.
-    Start,
+    Start {
+        /// Whether one may be moved while it runs: what it holds in memory is lost then.
+        is_movable: bool,
+    },
     /// So many fewer.
     Stop,
     /// So many, no more and no less.
-    Scale,
+    Scale {
+        /// As for those that are started.
+        is_movable: bool,
+    },
 }
 
 /// Where the instances are.
@@ -100,7 +106,9 @@ pub async fn run(context: &Context, verb: Verb, target: &AppService, count: u32,
     let workload = workload(&target.app, &target.service);
     let request = match verb {
         Verb::Stop => Request::Stop { workload: workload.clone(), count },
-        Verb::Start | Verb::Scale => {
+        // As with every stop, no grant is needed for it.
+        Verb::Scale { .. } if count == 0 => Request::Stop { workload: workload.clone(), count: u32::MAX },
+        Verb::Start { is_movable } | Verb::Scale { is_movable } => {
             let grant = granted(grants(&looked.files)?, &workload, args.pool.as_ref())?;
             let pool = looked.pools.named(&grant.grant.pool)?;
             let needs = needs(pool, grant.grant.service());
@@ -108,9 +116,7 @@ pub async fn run(context: &Context, verb: Verb, target: &AppService, count: u32,
                 return Err(does_not_fit(&pool.name, pool.machine, needs));
             }
             let (workload, pool) = (workload.clone(), pool.name.clone());
-            // What an instance holds in memory is lost where it is moved: none is while nobody says that it may be.
-            let is_movable = false;
-            if verb == Verb::Start {
+            if matches!(verb, Verb::Start { .. }) {
                 Request::Start { workload, pool, needs, is_movable, count }
             } else {
                 Request::Scale { workload, pool, needs, is_movable, count }
@@ -233,7 +239,7 @@ impl Follow {
     fn instances<'a>(&self, view: &'a View) -> Vec<&'a Instance> {
         let is_of = |instance: &&Instance| {
             view.workloads.get(&instance.id) == Some(&self.workload)
-                && (self.verb != Verb::Start || instance.id >= self.before)
+                && (!matches!(self.verb, Verb::Start { .. }) || instance.id >= self.before)
         };
         view.rows.instances.iter().filter(is_of).collect()
     }
@@ -250,9 +256,9 @@ impl Follow {
         let all_run = instances.iter().all(|instance| runs(instance));
         self.is_taken(view)
             && match self.verb {
-                Verb::Start => all_run && !self.is_short(view),
+                Verb::Start { .. } => all_run && !self.is_short(view),
                 Verb::Stop => !is_stopping,
-                Verb::Scale => all_run && instances.len() == self.count as usize,
+                Verb::Scale { .. } => all_run && instances.len() == self.count as usize,
             }
     }
 
@@ -424,7 +430,7 @@ mod tests {
                 };
                 Runner::new(database, "acme".parse().unwrap(), Limits::default(), pools, means)?.run(&ends)
             });
-            let report = done(Verb::Start, 3, 0, number);
+            let report = done(Verb::Start { is_movable: false }, 3, 0, number);
             assert!(report.done && report.running, "{report:?}");
             assert_eq!(report.instances.len(), 3);
             assert!(report.instances.iter().all(|instance| instance.machine.is_some()));
@@ -439,7 +445,7 @@ mod tests {
                 count: 1,
             };
             let number = ask(&path, &elsewhere).unwrap();
-            let report = done(Verb::Start, 1, 3, number);
+            let report = done(Verb::Start { is_movable: false }, 1, 3, number);
             assert!(!report.done && report.instances.is_empty(), "{report:?}");
             ends.store(true, Ordering::Relaxed);
             running.join().unwrap().unwrap();
@@ -455,7 +461,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let looked = looked(folder.path());
         let mut view = looked.view.unwrap();
-        let scale = follow(Verb::Scale, 5, 0);
+        let scale = follow(Verb::Scale { is_movable: false }, 5, 0);
         let lines: Vec<String> = scale.waits(&view, looked.now).iter().map(Wait::line).collect();
         insta::assert_snapshot!(lines.join("\n"), @r"
         2 wait for kernels-k3f9-1 (booting since 15 s, usually 40 s)
@@ -472,10 +478,10 @@ mod tests {
         ");
         assert!(!scale.is_done(&view) && !scale.is_short(&view));
         // Of a start, only what is new counts.
-        let start = follow(Verb::Start, 1, 4);
+        let start = follow(Verb::Start { is_movable: false }, 1, 4);
         assert_eq!(start.instances(&view).len(), 1);
-        assert!(follow(Verb::Start, 2, 4).is_short(&view));
-        assert!(follow(Verb::Start, 2, 0).instances(&view).len() == 5);
+        assert!(follow(Verb::Start { is_movable: false }, 2, 4).is_short(&view));
+        assert!(follow(Verb::Start { is_movable: false }, 2, 0).instances(&view).len() == 5);
         assert!(follow(Verb::Stop, 1, 5).is_done(&view));
         // As long as the loop has not taken it, nothing of it is done.
         view.pending.push(Asked { id: 7, request: Ok(Request::Freeze) });

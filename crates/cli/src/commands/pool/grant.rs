@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Kind, Result},
     git,
     grants::write_signed,
-    output::Paint,
+    output::{Paint, size},
     pools::{self, Pools, grant_path},
     proposal::name_of,
     session::{Purpose, Session, now, sign_error},
@@ -244,6 +244,12 @@ fn preview(grant: &Grant, holder: &str, paint: Paint) -> String {
         let dirty = if source.dirty { ", with changes" } else { "" };
         line("source", &format!("{}{dirty}", source.commit));
     }
+    let memory = service.memory_max_bytes.map(|bytes| format!("{} of memory", size(bytes)));
+    let cpu = service.cpu_percent.map(|percent| format!("{percent} % of a core"));
+    let tasks = service.tasks_max.map(|tasks| format!("{tasks} tasks"));
+    let limits: Vec<String> = [memory, cpu, tasks].into_iter().flatten().collect();
+    let unlimited = "no limits of memory, processor or tasks".to_owned();
+    line("each with", &if limits.is_empty() { unlimited } else { limits.join(", ") });
     line("at most", &format!("{} on each of {} machines", grant.instances, grant.machines));
     line("until", &grant.not_after.to_string());
     out
@@ -273,13 +279,15 @@ mod tests {
 
     #[test]
     fn what_is_signed_in_words() {
+        let mut kernel = spec("kernel");
+        (kernel.memory_max_bytes, kernel.cpu_percent) = (Some(64_000_000), Some(50));
         let grant = Grant {
             format: 1,
             fleet: "acme".parse().unwrap(),
             environment: "production".parse().unwrap(),
             pool: "kernels".parse().unwrap(),
             app: "notes".parse().unwrap(),
-            run: Run::new(ImageId::of(b"image"), vec![spec("kernel")]),
+            run: Run::new(ImageId::of(b"image"), vec![kernel]),
             key: "ssh-ed25519 AAAA".into(),
             machines: 10,
             instances: 23,
@@ -290,6 +298,7 @@ mod tests {
         scaler, for pool kernels of acme (production) may, without asking anybody:
           run       notes/kernel and nothing else, as kernel --serve
           from      image 6105d6cc76af
+          each with 64 MB of memory, 50 % of a core
           at most   23 on each of 10 machines
           until     1970-04-01T00:00:00Z
         ");
