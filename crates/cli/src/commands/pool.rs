@@ -32,7 +32,7 @@ use std::path::PathBuf;
 /// What to say where no loop runs.
 pub(crate) const NO_LOOP: &str = "no loop runs here: `bulkhead pool run` buys machines and starts instances";
 
-/// Machines that are bought and given back by program: shows them, brakes, and says what may run there
+/// Shows and brakes machines that are bought by program, and says what may run there
 ///
 /// `[pools.NAME]` of `fleet.toml` says what is bought. See docs/elasticity.md.
 #[derive(Debug, Args)]

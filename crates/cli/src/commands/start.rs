@@ -23,7 +23,8 @@ pub struct StartArgs {
     #[arg(value_name = "APP[/SERVICE]")]
     pub target: AppOrService,
 
-    /// Instead: so many more instances of the service in its pool. Asks the loop, and makes no order.
+    /// Instead: so many more instances of the service in its pool. Asks the loop, makes no order, and prints what
+    /// `bulkhead scale` does.
     #[arg(long, value_name = "NUMBER", conflicts_with_all = ["draft", "order", "message", "accept_restored"])]
     pub count: Option<u32>,
 
