@@ -47,11 +47,17 @@ pub struct LoopArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
     /// So many more.
-    Start,
+    Start {
+        /// Whether one may be moved while it runs: what it holds in memory is lost then.
+        is_movable: bool,
+    },
     /// So many fewer.
     Stop,
     /// So many, no more and no less.
-    Scale,
+    Scale {
+        /// As for those that are started.
+        is_movable: bool,
+    },
 }
 
 /// Where the instances are.
@@ -100,17 +106,21 @@ pub async fn run(context: &Context, verb: Verb, target: &AppService, count: u32,
     let workload = workload(&target.app, &target.service);
     let request = match verb {
         Verb::Stop => Request::Stop { workload: workload.clone(), count },
-        Verb::Start | Verb::Scale => {
+        // As with every stop, no grant is needed for it.
+        Verb::Scale { .. } if count == 0 => Request::Stop { workload: workload.clone(), count: u32::MAX },
+        Verb::Start { is_movable } | Verb::Scale { is_movable } => {
             let grant = granted(grants(&looked.files)?, &workload, args.pool.as_ref())?;
             let pool = looked.pools.named(&grant.grant.pool)?;
             let needs = needs(pool, grant.grant.service());
             if !pool.machine.fits(needs) {
                 return Err(does_not_fit(&pool.name, pool.machine, needs));
             }
+            if is_movable && grant.grant.scratch {
+                let message = format!("{workload} stores data that goes with each instance: to move one is to lose it");
+                return Err(Error::usage(message).hint("leave `--movable` out"));
+            }
             let (workload, pool) = (workload.clone(), pool.name.clone());
-            // What an instance holds in memory is lost where it is moved: none is while nobody says that it may be.
-            let is_movable = false;
-            if verb == Verb::Start {
+            if matches!(verb, Verb::Start { .. }) {
                 Request::Start { workload, pool, needs, is_movable, count }
             } else {
                 Request::Scale { workload, pool, needs, is_movable, count }
@@ -125,7 +135,7 @@ pub async fn run(context: &Context, verb: Verb, target: &AppService, count: u32,
     let within = args.within.unwrap_or(if context.ui.is_interactive() { WITHIN } else { Duration::ZERO });
     let view = wait(context, &looked.path, &follow, within).await?;
     let report = follow.report(&view, system_clock()());
-    context.ui.result(&report, |report, paint| render(report, paint))?;
+    context.ui.result(&report, render)?;
     if !report.running {
         context.ui.note(&format!("warning: {NO_LOOP}; what was asked is kept for it"));
         return Ok(());
@@ -233,7 +243,7 @@ impl Follow {
     fn instances<'a>(&self, view: &'a View) -> Vec<&'a Instance> {
         let is_of = |instance: &&Instance| {
             view.workloads.get(&instance.id) == Some(&self.workload)
-                && (self.verb != Verb::Start || instance.id >= self.before)
+                && (!matches!(self.verb, Verb::Start { .. }) || instance.id >= self.before)
         };
         view.rows.instances.iter().filter(is_of).collect()
     }
@@ -250,9 +260,9 @@ impl Follow {
         let all_run = instances.iter().all(|instance| runs(instance));
         self.is_taken(view)
             && match self.verb {
-                Verb::Start => all_run && !self.is_short(view),
+                Verb::Start { .. } => all_run && !self.is_short(view),
                 Verb::Stop => !is_stopping,
-                Verb::Scale => all_run && instances.len() == self.count as usize,
+                Verb::Scale { .. } => all_run && instances.len() == self.count as usize,
             }
     }
 
@@ -334,4 +344,186 @@ fn render(report: &InstancesReport, paint: Paint) -> String {
         ]);
     }
     table.render(paint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::pool::tests::looked;
+    use bulkhead_core::PoolName;
+    use bulkhead_core::{
+        ImageId, SignedText, Timestamp,
+        grant::Grant,
+        order::{Run, ServiceSpec},
+    };
+    use bulkhead_pool::{Asked, Database, Means, Nodes, Runner, Servers};
+    use bulkhead_scale::{Billing, CreateAnswer, DeleteAnswer, Limits, Machine, Micros, Pool, Room, Server, ServerId};
+    use std::sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    };
+
+    /// A provider and machines that do at once what they are asked.
+    #[derive(Default)]
+    struct Prompt(Mutex<Vec<Server>>);
+
+    impl Servers for Prompt {
+        fn create(&self, _: &PoolName, name: &str) -> CreateAnswer {
+            let mut servers = self.0.lock().unwrap();
+            let id = ServerId(servers.len() as u64 + 1);
+            servers.push(Server { id, name: name.into(), created: system_clock()() });
+            CreateAnswer::Made(id)
+        }
+        fn list(&self) -> Option<Vec<Server>> {
+            Some(self.0.lock().unwrap().clone())
+        }
+        fn delete(&self, _: ServerId, _: &str) -> DeleteAnswer {
+            DeleteAnswer::Busy
+        }
+    }
+
+    impl Nodes for Prompt {
+        fn join(&self, _: &Machine, reached: &mut dyn FnMut(), _: &dyn Fn() -> bool) -> bool {
+            reached();
+            true
+        }
+        fn running(&self, _: &Machine) -> Option<u32> {
+            None
+        }
+        fn start(&self, _: &Machine, _: InstanceId, _: &str) -> bool {
+            true
+        }
+        fn stop(&self, _: &Machine, _: InstanceId, _: &str) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_running_loop_is_followed_to_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pool.sqlite");
+        let pool = Pool::new("kernels".parse().unwrap(), 2, Micros(1), Billing::Free);
+        // What is asked before the first loop is kept for it.
+        make(&path).unwrap();
+        let start = |count| Request::Start {
+            workload: "notes/kernel".into(),
+            pool: pool.name.clone(),
+            needs: Room::slots(1),
+            is_movable: false,
+            count,
+        };
+        let number = ask(&path, &start(3)).unwrap();
+        let database = Database::open(&path).unwrap();
+        let pools = vec![pool.clone()];
+        let ends = AtomicBool::new(false);
+        let ui = Arc::new(crate::output::Ui::new(crate::output::Format::Json));
+        let context = Context { ui, places: crate::workspace::Places::default() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let done = |verb, count, before, number| {
+            let follow = Follow { workload: "notes/kernel".into(), verb, count, before: InstanceId(before), number };
+            let view = runtime.block_on(wait(&context, &path, &follow, Duration::from_secs(60))).unwrap();
+            follow.report(&view, system_clock()())
+        };
+        std::thread::scope(|scope| {
+            let running = scope.spawn(|| {
+                let means = Means {
+                    servers: Arc::new(Prompt::default()),
+                    nodes: Arc::new(Prompt::default()),
+                    clock: system_clock(),
+                    log: Box::new(|_, _| {}),
+                };
+                Runner::new(database, "acme".parse().unwrap(), Limits::default(), pools, means)?.run(&ends)
+            });
+            let report = done(Verb::Start { is_movable: false }, 3, 0, number);
+            assert!(report.done && report.running, "{report:?}");
+            assert_eq!(report.instances.len(), 3);
+            assert!(report.instances.iter().all(|instance| instance.machine.is_some()));
+            let number = ask(&path, &Request::Stop { workload: "notes/kernel".into(), count: 2 }).unwrap();
+            assert_eq!(done(Verb::Stop, 2, 3, number).instances.len(), 1);
+            // What the loop does not know is not waited for.
+            let elsewhere = Request::Start {
+                workload: "notes/kernel".into(),
+                pool: "elsewhere".parse().unwrap(),
+                needs: Room::slots(1),
+                is_movable: false,
+                count: 1,
+            };
+            let number = ask(&path, &elsewhere).unwrap();
+            let report = done(Verb::Start { is_movable: false }, 1, 3, number);
+            assert!(!report.done && report.instances.is_empty(), "{report:?}");
+            ends.store(true, Ordering::Relaxed);
+            running.join().unwrap().unwrap();
+        });
+    }
+
+    fn follow(verb: Verb, count: u32, before: u64) -> Follow {
+        Follow { workload: "notes/kernel".into(), verb, count, before: InstanceId(before), number: 7 }
+    }
+
+    #[test]
+    fn each_instance_says_what_it_waits_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let looked = looked(folder.path());
+        let mut view = looked.view.unwrap();
+        let scale = follow(Verb::Scale { is_movable: false }, 5, 0);
+        let lines: Vec<String> = scale.waits(&view, looked.now).iter().map(Wait::line).collect();
+        insta::assert_snapshot!(lines.join("\n"), @r"
+        2 wait for kernels-k3f9-1 (booting since 15 s, usually 40 s)
+        1 waits for a place (waiting since 5 s)
+        ");
+        view.is_running = true;
+        insta::assert_snapshot!(render(&scale.report(&view, looked.now), Paint { colour: false }), @r"
+        INSTANCE        STATE     MACHINE          WAITED
+        notes/kernel#0  running   kernels-k3f9-0  41.00 s
+        notes/kernel#1  running   kernels-k3f9-0  41.00 s
+        notes/kernel#2  reserved  kernels-k3f9-1  15.00 s
+        notes/kernel#3  reserved  kernels-k3f9-1  15.00 s
+        notes/kernel#4  waiting   -                5.00 s
+        ");
+        assert!(!scale.is_done(&view) && !scale.is_short(&view));
+        // Of a start, only what is new counts.
+        let start = follow(Verb::Start { is_movable: false }, 1, 4);
+        assert_eq!(start.instances(&view).len(), 1);
+        assert!(follow(Verb::Start { is_movable: false }, 2, 4).is_short(&view));
+        assert!(follow(Verb::Start { is_movable: false }, 2, 0).instances(&view).len() == 5);
+        assert!(follow(Verb::Stop, 1, 5).is_done(&view));
+        // As long as the loop has not taken it, nothing of it is done.
+        view.pending.push(Asked { id: 7, request: Ok(Request::Freeze) });
+        assert!(!follow(Verb::Stop, 1, 5).is_done(&view));
+    }
+
+    #[test]
+    fn grants_decide_where() {
+        let file = |pool: &str, not_after| {
+            let run = Run::new(ImageId::of(b"x"), vec![ServiceSpec::new("kernel".parse().unwrap(), vec!["k".into()])]);
+            let grant = Grant {
+                format: 1,
+                fleet: "acme".parse().unwrap(),
+                environment: "production".parse().unwrap(),
+                pool: pool.parse().unwrap(),
+                app: "notes".parse().unwrap(),
+                run,
+                scratch: false,
+                key: "ssh-ed25519 AAAA".into(),
+                machines: 1,
+                instances: 2,
+                issued: Timestamp(0),
+                not_after: Timestamp(not_after),
+            };
+            let signed = SignedText { text: String::new(), signatures: vec![] };
+            GrantFile { path: format!("{pool}.json").into(), signed, grant }
+        };
+        let (one, two, over) = (file("one", i64::MAX), file("two", i64::MAX), file("one", 1));
+        let of = |files: &[&GrantFile], pool: Option<&str>| {
+            let pool = pool.map(|pool| pool.parse().unwrap());
+            let granted = granted(files.iter().map(|file| (*file).clone()).collect(), "notes/kernel", pool.as_ref());
+            granted.map(|file| file.grant.pool.to_string()).map_err(|error| error.message)
+        };
+        assert_eq!(of(&[&one], None).unwrap(), "one");
+        assert_eq!(of(&[&one, &two], Some("two")).unwrap(), "two");
+        assert!(of(&[&one, &two], None).unwrap_err().contains("name one with `--pool`"));
+        assert!(of(&[], None).unwrap_err().contains("not granted to any pool"));
+        assert!(of(&[&one], Some("two")).unwrap_err().contains("not granted to pool `two`"));
+        assert!(of(&[&over], None).unwrap_err().contains("ended at"));
+    }
 }

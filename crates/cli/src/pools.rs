@@ -76,8 +76,7 @@ impl Pools {
         // What these two say is so at once.
         let is_here = first.is_some_and(|(_, provider)| matches!(provider, PoolProvider::Local | PoolProvider::Fixed));
         let usual = Limits::default();
-        let (lag_ms, list_gap_ms) =
-            if is_here { (SECOND_MS, SECOND_MS) } else { (usual.lag_ms, usual.list_gap_ms) };
+        let (lag_ms, list_gap_ms) = if is_here { (SECOND_MS, SECOND_MS) } else { (usual.lag_ms, usual.list_gap_ms) };
         let scaling = &fleet.scaling;
         let amount = |key: &str, text: &Option<String>| amount(&format!("[scaling] {key}"), text.as_deref());
         let mut limits = Limits {
@@ -459,7 +458,16 @@ mod tests {
                 wrong("[scaling]", "[pools.more]\nenvironment = \"staging\"\nprovider = \"local\"\n[scaling]"),
             ]
             .join("\n"),
-            @""
+            @r#"
+            fleet.toml: [pools.kernels] price: `cheap` is not an amount: write dollars, such as `12` or `0.03571`, with six decimals at most
+            fleet.toml: [pools.kernels] price: write what one machine costs an hour in dollars, such as `"0.03571"`
+            fleet.toml: [pools.kernels] machines_max: write how many machines it may buy at most, such as `10`
+            fleet.toml: [pools.kernels] machines_min: it is more than `machines_max`
+            fleet.toml: [pools.kernels] size: write the provider's name for it, such as `"s-2vcpu-4gb"`
+            fleet.toml: [scaling] per_hour: `1,5` is not an amount: write dollars, such as `12` or `0.03571`, with six decimals at most
+            fleet.toml: [scaling] creations: 0 buys nothing ever: `bulkhead pool freeze` does that
+            fleet.toml: pool `kernels` is from digitalocean, `more` from local; for now all pools of a fleet come from one provider
+            "#
         );
     }
 

@@ -335,6 +335,9 @@ fn manifest_page() -> String {
     manifest_section(&mut page, &fleet_shapes, "Top level of fleet.toml", &fleet, "");
     manifest_section(&mut page, &fleet_shapes, "`[nodes.NAME]`", "FleetNode", "");
     manifest_section(&mut page, &fleet_shapes, "`[tools]`", "Tools", "");
+    manifest_section(&mut page, &fleet_shapes, "`[pools.NAME]`", "PoolSection", "See docs/elasticity.md.");
+    manifest_section(&mut page, &fleet_shapes, "`[pools.NAME.consolidation]`", "ConsolidationSection", "");
+    manifest_section(&mut page, &fleet_shapes, "`[scaling]`", "ScalingSection", "");
     page.truncate(page.trim_end().len());
     page.push('\n');
     page

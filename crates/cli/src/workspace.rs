@@ -461,7 +461,10 @@ impl FleetFiles {
     /// Those of `fleet.toml`, and after them those that this machine's loop bought.
     fn every_node(&self) -> Vec<(NodeName, FleetNode)> {
         let mut nodes: Vec<_> = self.fleet.nodes.iter().map(|(name, node)| (name.clone(), node.clone())).collect();
-        nodes.extend(pools::bought(&self.fleet.fleet));
+        let mut bought = pools::bought(&self.fleet.fleet);
+        // A machine of a fixed pool stands in `fleet.toml` already, and is no second node while it is leased.
+        bought.retain(|(_, one)| !nodes.iter().any(|(_, node)| (&node.address, node.port) == (&one.address, one.port)));
+        nodes.extend(bought);
         nodes
     }
 

@@ -68,8 +68,8 @@ pub struct FleetNode {
     /// Who made the machine: absent for one adopted by hand, `local` for `bulkhead local up`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<String>,
-    /// The pool that it was bought for: it runs instances of granted apps, and deploys pass it by. Such nodes stand not
-    /// in `fleet.toml` but in what the loop that buys them keeps.
+    /// The pool that it is a machine of: it runs instances of granted apps, and deploys pass it by. Those of a `fixed`
+    /// pool stand in `fleet.toml`; those that are bought in what the loop that buys them keeps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolName>,
 }

@@ -100,6 +100,13 @@ pub enum DatabaseError {
     },
 }
 
+impl DatabaseError {
+    /// Whether the file has no tables yet: it is being made, or whoever made it did not get so far.
+    pub(crate) fn is_unmade(&self) -> bool {
+        matches!(self, Self::Format { found: 0, .. })
+    }
+}
+
 /// The file, open to be read.
 #[derive(Debug)]
 pub(crate) struct Reader {
@@ -489,8 +496,10 @@ fn draw() -> String {
 /// # Errors
 /// It cannot be made.
 pub fn make(path: &Path) -> Result<(), DatabaseError> {
-    if path.exists() {
-        return Ok(());
+    match Reader::open(path) {
+        Ok(_) => return Ok(()),
+        Err(error) if path.exists() && !error.is_unmade() => return Err(error),
+        Err(_) => {}
     }
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(|source| DatabaseError::Lock { path: lock_path(path), source })?;

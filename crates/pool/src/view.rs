@@ -57,7 +57,10 @@ impl View {
         }
         // Before the rows: a loop that ends in between has written what is read then.
         let is_running = is_running(path)?;
-        let reader = Reader::open(path)?;
+        let reader = match Reader::open(path) {
+            Err(error) if error.is_unmade() => return Ok(None),
+            reader => reader?,
+        };
         let (workloads, next_instance) = reader.workloads()?;
         Ok(Some(Self {
             token: reader.token()?,
@@ -94,7 +97,10 @@ pub fn decisions(path: &Path, after: i64, most: u32) -> Result<Vec<Told>, Databa
     if !path.exists() {
         return Ok(vec![]);
     }
-    let told = Reader::open(path)?.decisions(after, most)?;
+    let told = match Reader::open(path) {
+        Err(error) if error.is_unmade() => return Ok(vec![]),
+        reader => reader?.decisions(after, most)?,
+    };
     Ok(told.into_iter().map(|(id, at, text)| Told { id, at, text }).collect())
 }
 
@@ -125,6 +131,10 @@ mod tests {
         let path = folder.path().join("deep/pool.sqlite");
         assert!(View::read(&path).unwrap().is_none());
         assert_eq!(decisions(&path, 0, 10).unwrap(), []);
+        // Whoever made it did not get far.
+        std::fs::create_dir(folder.path().join("deep")).unwrap();
+        File::create(&path).unwrap();
+        assert!(View::read(&path).unwrap().is_none());
         make(&path).unwrap();
         make(&path).unwrap();
         assert_eq!(ask(&path, &Request::Freeze).unwrap(), 1);

@@ -60,8 +60,9 @@ impl Ledger {
         if earlier.month == self.month {
             self.spent = earlier.spent;
             // Until now, what ran then is taken to have run on.
-            let parts = u128::from(self.at.since(earlier.at)) * u128::from(earlier.rate.0) / u128::from(HOUR_MS);
-            self.spent += Micros(u64::try_from(parts).unwrap_or(u64::MAX).saturating_add(1));
+            let ran = u128::from(self.at.since(earlier.at)) * u128::from(earlier.rate.0);
+            let parts = (ran + u128::from(earlier.part)).div_ceil(u128::from(HOUR_MS));
+            self.spent += Micros(u64::try_from(parts).unwrap_or(u64::MAX));
         }
     }
 

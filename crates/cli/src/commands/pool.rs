@@ -33,7 +33,7 @@ use std::path::PathBuf;
 /// What to say where no loop runs.
 pub(crate) const NO_LOOP: &str = "no loop runs here: `bulkhead pool run` buys machines and starts instances";
 
-/// Machines that are bought and given back by program: shows them, brakes, and says what may run there
+/// Shows and brakes machines that are bought by program, and says what may run there
 ///
 /// `[pools.NAME]` of `fleet.toml` says what is bought. See docs/elasticity.md.
 #[derive(Debug, Args)]
@@ -138,7 +138,7 @@ pub(crate) fn against(amount: Micros, most: Option<Micros>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use bulkhead_core::manifest::parse_toml;
     use bulkhead_pool::{Database, Written};
@@ -161,7 +161,7 @@ mod tests {
     "#;
 
     /// A pool of two machines of two slots each, one ready and one booting, of which five instances are wanted.
-    pub(super) fn looked(folder: &Path) -> Looked {
+    pub(crate) fn looked(folder: &Path) -> Looked {
         let fleet = parse_toml(FLEET).unwrap();
         let pools = Pools::of(&fleet).unwrap();
         let path = folder.join("pool.sqlite");

@@ -22,6 +22,11 @@ pub struct ScaleArgs {
     #[arg(long, value_name = "NUMBER")]
     pub count: u32,
 
+    /// New ones may be moved while they run, started elsewhere and then stopped here, so that machines
+    /// fall empty. What they hold in memory is lost then.
+    #[arg(long)]
+    pub movable: bool,
+
     #[command(flatten)]
     pool: LoopArgs,
 }
@@ -31,5 +36,5 @@ pub struct ScaleArgs {
 /// # Errors
 /// Nothing was granted, no machine has room for one, or not all was done in time.
 pub async fn run(context: &Context, args: &ScaleArgs) -> Result<()> {
-    ask(context, Verb::Scale, &args.target, args.count, &args.pool).await
+    ask(context, Verb::Scale { is_movable: args.movable }, &args.target, args.count, &args.pool).await
 }

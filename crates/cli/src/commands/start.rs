@@ -23,9 +23,15 @@ pub struct StartArgs {
     #[arg(value_name = "APP[/SERVICE]")]
     pub target: AppOrService,
 
-    /// Instead: so many more instances of the service in its pool. Asks the loop, and makes no order.
+    /// Instead: so many more instances of the service in its pool. Asks the loop, makes no order, and prints what
+    /// `bulkhead scale` does.
     #[arg(long, value_name = "NUMBER", conflicts_with_all = ["draft", "order", "message", "accept_restored"])]
     pub count: Option<u32>,
+
+    /// With `--count`: one of them may be moved while it runs, started elsewhere and then stopped here, so that machines
+    /// fall empty. What it holds in memory is lost then.
+    #[arg(long, requires = "count")]
+    pub movable: bool,
 
     #[command(flatten)]
     pool: LoopArgs,
@@ -40,7 +46,14 @@ pub struct StartArgs {
 /// Nobody agreed, or a node did not do it.
 pub async fn run(context: &Context, args: &StartArgs) -> Result<()> {
     if let Some(count) = args.count {
-        return instances::run(context, Verb::Start, &one_service(&args.target)?, count, &args.pool).await;
+        return instances::run(
+            context,
+            Verb::Start { is_movable: args.movable },
+            &one_service(&args.target)?,
+            count,
+            &args.pool,
+        )
+        .await;
     }
     let environment = args.environment.environment.as_ref();
     let environment = environment.ok_or_else(|| Error::usage("name the environment with `-e ENV`"))?;

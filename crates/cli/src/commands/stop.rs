@@ -26,7 +26,8 @@ pub struct StopArgs {
     #[arg(value_name = "APP[/SERVICE]")]
     pub target: AppOrService,
 
-    /// Instead: so many fewer instances of the service in its pool. Asks the loop, and makes no order.
+    /// Instead: so many fewer instances of the service in its pool. Asks the loop, makes no order, and prints what
+    /// `bulkhead scale` does.
     #[arg(long, value_name = "NUMBER", conflicts_with_all = ["draft", "order", "message", "accept_restored"])]
     pub count: Option<u32>,
 

@@ -125,7 +125,11 @@ mod tests {
     fn tables() {
         let folder = tempfile::tempdir().unwrap();
         let report = report(&looked(folder.path()));
-        insta::assert_snapshot!(render(&report, Paint { colour: false }), @"");
+        insta::assert_snapshot!(render(&report, Paint { colour: false }), @r"
+        POOL          MACHINES     PRICE  PER HOUR           THIS MONTH           AT ITS END
+        kernels              2  $0.03571  $0.07142           $0.020893 of $20.00       $9.61
+        all together         2         -  $0.07142 of $1.00  $0.020893                 $9.61
+        ");
     }
 
     #[test]

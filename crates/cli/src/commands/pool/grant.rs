@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Kind, Result},
     git,
     grants::write_signed,
-    output::Paint,
+    output::{Paint, size},
     pools::{self, Pools, grant_path},
     proposal::name_of,
     session::{Purpose, Session, now, sign_error},
@@ -53,7 +53,7 @@ pub(super) struct GrantArgs {
     #[arg(long, value_name = "NUMBER")]
     machines: Option<u32>,
 
-    /// How many instances on one machine at most; the pool's slots by default.
+    /// How many instances on one machine at most; the pool's slots by default, and no fewer.
     #[arg(long, value_name = "NUMBER")]
     instances: Option<u32>,
 
@@ -120,6 +120,11 @@ pub(super) async fn run(context: &Context, args: &GrantArgs) -> Result<()> {
     let needs = pools::needs(pool, &service);
     if !pool.machine.fits(needs) {
         return Err(does_not_fit(&args.pool, pool.machine, needs));
+    }
+    let slots = pool.machine.slots;
+    if args.instances.is_some_and(|instances| instances < slots) {
+        let message = format!("a machine of pool `{}` takes {slots}: the loop would start more than that", args.pool);
+        return Err(Error::usage(message).hint(format!("say `--instances {slots}` or more")));
     }
     let session = Session::of(context, files)?;
     let key = key(&session, args.key.as_ref())?;
@@ -261,6 +266,12 @@ fn preview(grant: &Grant, holder: &str, paint: Paint) -> String {
         let names: Vec<&str> = service.volumes.iter().map(|volume| volume.name.as_str()).collect();
         line("store", &format!("{} for as long as an instance lasts; it is deleted with it", names.join(", ")));
     }
+    let memory = service.memory_max_bytes.map(|bytes| format!("{} of memory", size(bytes)));
+    let cpu = service.cpu_percent.map(|percent| format!("{percent} % of a core"));
+    let tasks = service.tasks_max.map(|tasks| format!("{tasks} tasks"));
+    let limits: Vec<String> = [memory, cpu, tasks].into_iter().flatten().collect();
+    let unlimited = "no limits of memory, processor or tasks".to_owned();
+    line("each with", &if limits.is_empty() { unlimited } else { limits.join(", ") });
     line("at most", &format!("{} on each of {} machines", grant.instances, grant.machines));
     line("until", &grant.not_after.to_string());
     out
@@ -290,13 +301,15 @@ mod tests {
 
     #[test]
     fn what_is_signed_in_words() {
+        let mut kernel = spec("kernel");
+        (kernel.memory_max_bytes, kernel.cpu_percent) = (Some(64_000_000), Some(50));
         let grant = Grant {
             format: 1,
             fleet: "acme".parse().unwrap(),
             environment: "production".parse().unwrap(),
             pool: "kernels".parse().unwrap(),
             app: "notes".parse().unwrap(),
-            run: Run::new(ImageId::of(b"image"), vec![spec("kernel")]),
+            run: Run::new(ImageId::of(b"image"), vec![kernel]),
             scratch: false,
             key: "ssh-ed25519 AAAA".into(),
             machines: 10,
@@ -304,6 +317,13 @@ mod tests {
             issued: Timestamp(0),
             not_after: Timestamp(90 * DAY_S),
         };
-        insta::assert_snapshot!(preview(&grant, "scaler", Paint { colour: false }), @"");
+        insta::assert_snapshot!(preview(&grant, "scaler", Paint { colour: false }), @r"
+        scaler, for pool kernels of acme (production) may, without asking anybody:
+          run       notes/kernel and nothing else, as kernel --serve
+          from      image 6105d6cc76af
+          each with 64 MB of memory, 50 % of a core
+          at most   23 on each of 10 machines
+          until     1970-04-01T00:00:00Z
+        ");
     }
 }

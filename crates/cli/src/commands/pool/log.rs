@@ -48,17 +48,17 @@ pub(super) async fn run(context: &Context, args: &LogArgs) -> Result<()> {
         last = told.id;
         show(context, told)?;
     }
-    if args.follow {
-        context.ui.until_interrupted();
+    if !args.follow {
+        return Ok(());
     }
-    while args.follow {
+    context.ui.until_interrupted();
+    loop {
         tokio::time::sleep(LOOK_EVERY).await;
         for told in read(last, LINES_MAX)? {
             last = told.id;
             show(context, told)?;
         }
     }
-    Ok(())
 }
 
 fn show(context: &Context, told: Told) -> Result<()> {

@@ -234,7 +234,14 @@ fn render(report: &PoolLsReport, now: Time, paint: Paint) -> String {
         if let Some(waits) = pool.waits_ms {
             let count = pool.instances.get("waiting").copied().unwrap_or_default();
             let why = pool.why.as_deref().unwrap_or("the loop has not looked at it yet");
-            putln!(out, "{count} of {} wait for a place since {}: {}", pool.pool, span(waits), printable(why));
+            let (instances, wait) = if count == 1 { ("instance", "waits") } else { ("instances", "wait") };
+            putln!(
+                out,
+                "{count} {instances} of {} {wait} for a place since {}: {}",
+                pool.pool,
+                span(waits),
+                printable(why)
+            );
         }
     }
     if !report.machines.is_empty() {
@@ -302,6 +309,17 @@ mod tests {
         let nodes = [("kernels-k3f9-0".parse().unwrap(), node)];
         let mut report = report(&looked, &nodes, &[]);
         report.orphans.push(ListedOrphan { server: 77, name: "kernels-zzzz-3.acme.bulkhead".into() });
-        insta::assert_snapshot!(render(&report, looked.now, Paint { colour: false }), @"");
+        insta::assert_snapshot!(render(&report, looked.now, Paint { colour: false }), @r"
+        POOL     ENV         MACHINES            SLOTS           INSTANCES                         PER HOUR  THIS MONTH
+        kernels  production  1 ready, 1 booting  4 used, 0 free  2 running, 2 reserved, 1 waiting  $0.07142  $0.020893 of $20.00
+        1 instance of kernels waits for a place since 5 s: the pool may have 2 machines
+
+        MACHINE         STATE    SINCE  CAUSE   SLOTS  SERVER  ADDRESS
+        kernels-k3f9-0  ready    35 s   -      2 of 2    1000  192.0.2.1
+        kernels-k3f9-1  booting  14 s   -      2 of 2    1001  -
+
+        orphan: the provider has kernels-zzzz-3.acme.bulkhead (77), which is on no record and costs money: `bulkhead pool release-orphan 77`
+        no loop runs here: `bulkhead pool run` buys machines and starts instances
+        ");
     }
 }

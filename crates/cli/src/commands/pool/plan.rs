@@ -146,6 +146,15 @@ mod tests {
     fn words() {
         let folder = tempfile::tempdir().unwrap();
         let report = report(&looked(folder.path()));
-        insta::assert_snapshot!(render(&report, Paint { colour: false }), @"");
+        insta::assert_snapshot!(render(&report, Paint { colour: false }), @r"
+        would do
+          make a node of kernels-k3f9-1
+          read the provider's list of machines
+        holds back
+          buy nothing for kernels, where 1 wait: the pool may have 2 machines
+        limits
+          kernels: 2 of 2 machines, $0.07142 an hour, $0.020893 of $20.00 this month
+          all together: 2 machines, $0.07142 of $1.00 an hour, $0.020893 this month
+        ");
     }
 }
