@@ -2,6 +2,10 @@
 //!
 //! Everything may be interrupted and is taken up by doing it again. What must
 //! not be forgotten is on disk before what it is about begins ([`crate::records`]).
+//! One moment takes long to get over: a loop that is killed after a machine was
+//! laid out and before its host key came back finds neither server that it
+//! knows, until the machine gives the stock one back by itself
+//! ([`bulkhead_core::node::CONFIRM_WITHIN_S`]).
 
 use crate::{
     durable::FileError,
@@ -331,7 +335,7 @@ impl FleetNodes {
                 Err(error) => chain(&error),
             };
             // Nobody need read that it still boots, nor the same a hundred times.
-            if has_answered_error(&record) && error != last {
+            if is_worth_a_line(&record) && error != last {
                 self.log(machine, &error);
                 last = error;
             }
@@ -614,8 +618,8 @@ impl FleetNodes {
     }
 }
 
-/// Whether what went wrong with it is worth a line: until it was reached it most likely boots.
-fn has_answered_error(record: &NodeRecord) -> bool {
+/// Whether what goes wrong with it is worth a line: until it was reached it most likely boots.
+fn is_worth_a_line(record: &NodeRecord) -> bool {
     record.milestones.reached.is_some() || record.is_adopted
 }
 
