@@ -23,6 +23,10 @@ use std::{
 };
 
 const NODES: &str = "staging-1=staging,prod-1=production,prod-2=production";
+/// As many instances as a machine of the demo's pool takes. Experiments with kernels found this number.
+const SLOTS: &str = "23";
+/// How long the loop may take to give its machines back once nothing runs on them: they are kept for a few seconds.
+const IDLE_WITHIN: Duration = Duration::from_secs(120);
 /// How long the tunnel may take to say where it listens.
 const PAGE_WITHIN: Duration = Duration::from_secs(20);
 
@@ -52,6 +56,11 @@ impl Demo {
 
     fn key(&self) -> PathBuf {
         self.folder.join("demo-key")
+    }
+
+    /// The loop's key, with the role `scale`.
+    fn loop_key(&self) -> PathBuf {
+        self.folder.join("loop-key")
     }
 
     /// The app, with the fleet's files beside its manifest.
@@ -129,6 +138,24 @@ fn up() -> Result<()> {
         demo.show(&["releases", "-e", "staging", "notes"])?;
         demo.show(&["ps", "-e", "production"])
     })?;
+    demo.step("a pool of machines that are made when they are needed, and a grant for it", make_pool)?;
+    let looped = demo.step("the loop that buys machines, with a key of its own", run_pool)?;
+    demo.step("23 instances: one machine is made, becomes a node, and takes them all", |demo| {
+        demo.show(&["start", "notes/web", "--count", SLOTS, "--within", "10m"])
+    })?;
+    demo.step("the 24th lands on a machine that is made at this moment", |demo| {
+        demo.show(&["start", "notes/web", "--count", "1", "--within", "10m"])?;
+        demo.show(&["pool", "ls"])?;
+        demo.show(&["pool", "log", "-n", "12"])?;
+        check_pool(demo, &[(23, 1), (1, 1)])
+    })?;
+    demo.step("nothing runs any more: the machines are given back", |demo| {
+        demo.show(&["stop", "notes/web", "--count", "24", "--within", "5m"])?;
+        until_given_back(demo)?;
+        demo.show(&["pool", "ls"])?;
+        demo.show(&["pool", "log", "-n", "6"])
+    })?;
+    drop(looped);
     finish(&demo, start.elapsed());
     Ok(())
 }
@@ -166,10 +193,85 @@ fn write_version(demo: &Demo, text: &str) -> Result<()> {
     fs::write(&path, format!("{text}\n")).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// A child that ends with this value.
-struct Tunnel(Child);
+/// Adds a pool to the demo's fleet, a key for the loop, and lets it run the example.
+fn make_pool(demo: &Demo) -> Result<()> {
+    let path = demo.app().join("fleet.toml");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    if !text.contains("[pools.kernels]") {
+        let pool = format!(
+            "\n[pools.kernels]\nenvironment = \"staging\"\nprovider = \"local\"\nslots = {SLOTS}\n\
+             machines_max = 3\nidle = \"5s\"\n"
+        );
+        print!("{pool}");
+        fs::write(&path, text + &pool).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if !demo.loop_key().exists() {
+        let key = demo.loop_key().display().to_string();
+        run::show(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "loop", "-f", &key]))?;
+        let public = format!("{key}.pub");
+        let roles = ["--role", "scale", "--role", "courier", "--role", "observe", "--yes"];
+        demo.show(&[&["key", "add", "loop", &public][..], &roles].concat())?;
+    }
+    demo.show(&["pool", "grant", "kernels", "-e", "staging", "--scratch", "--yes"])
+}
 
-impl Drop for Tunnel {
+/// Starts the loop in the background; it ends with this value.
+fn run_pool(demo: &Demo) -> Result<Background> {
+    let mut command = demo.bulkhead(&["pool", "run"]);
+    command.env("BULKHEAD_KEY", demo.loop_key()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    run::say(&format!("BULKHEAD_KEY={} {} &", demo.loop_key().display(), run::display(&command)));
+    Ok(Background(command.spawn().context("cannot run bulkhead pool run")?))
+}
+
+/// What of `pool ls -o json` is of interest here.
+#[derive(Deserialize)]
+struct PoolLs {
+    machines: Vec<PoolMachine>,
+}
+
+#[derive(Deserialize)]
+struct PoolMachine {
+    state: String,
+    slots_used: u32,
+}
+
+fn machines(demo: &Demo) -> Result<Vec<PoolMachine>> {
+    let mut listed: PoolLs = serde_json::from_str(&run::read(&mut demo.bulkhead(&["pool", "ls", "-o", "json"]))?)
+        .context("cannot read the output of `bulkhead pool ls`")?;
+    listed.machines.retain(|machine| machine.state != "gone");
+    Ok(listed.machines)
+}
+
+/// So many machines are ready with so many instances each, and no others are there.
+fn check_pool(demo: &Demo, expected: &[(u32, usize)]) -> Result<()> {
+    let machines = machines(demo)?;
+    let ready = machines.iter().filter(|machine| machine.state == "ready").count();
+    let all = expected.iter().map(|(_, count)| count).sum::<usize>();
+    let fits = expected
+        .iter()
+        .all(|(used, count)| machines.iter().filter(|machine| machine.slots_used == *used).count() == *count);
+    if machines.len() == all && ready == all && fits {
+        return Ok(());
+    }
+    bail!("the pool is not as it should be: {} machines, {ready} of them ready", machines.len())
+}
+
+fn until_given_back(demo: &Demo) -> Result<()> {
+    let start = Instant::now();
+    while !machines(demo)?.is_empty() {
+        if start.elapsed() > IDLE_WITHIN {
+            bail!("machines are still there, {} s after the last instance ended", IDLE_WITHIN.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    println!("both machines were given back within {:.1} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// A child that ends with this value.
+struct Background(Child);
+
+impl Drop for Background {
     fn drop(&mut self) {
         // It may have ended by itself; there is nothing to do about it then.
         drop(self.0.kill());
@@ -188,7 +290,7 @@ fn page(demo: &Demo, expected: &str) -> Result<()> {
     run::say(&format!("{} &", run::display(&demo.bulkhead(&arguments))));
     let mut command = demo.bulkhead(&arguments);
     command.args(["-o", "json"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-    let mut tunnel = Tunnel(command.spawn().context("cannot run bulkhead open")?);
+    let mut tunnel = Background(command.spawn().context("cannot run bulkhead open")?);
     let stdout = tunnel.0.stdout.take().context("the tunnel's standard output is a pipe")?;
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
