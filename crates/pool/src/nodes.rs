@@ -31,7 +31,7 @@ use bulkhead_fleet::{
     sign::{SignError, Signer},
 };
 use bulkhead_provider::Provider;
-use bulkhead_scale::{InstanceId, Machine, Time};
+use bulkhead_scale::{InstanceId, Machine, ServerId, Time};
 use bulkhead_wire::{ACCOUNT, NodeStatus, OBSERVE_ACCOUNT};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -308,11 +308,14 @@ impl FleetNodes {
             pool: Some(pool),
         };
         let joining = Joining { machine, settings, identity };
-        let mut record = match self.records.get(node_name(&machine.name))? {
+        let server = machine.server.ok_or_else(|| said("its number at the provider is not known"))?;
+        // One that was asked for twice may be another server by now.
+        let known = self.records.get(node_name(&machine.name))?.filter(|record| record.server == server);
+        let mut record = match known {
             Some(record) => record,
             None => {
-                let Some(address) = self.locate(machine, is_wanted) else { return Ok(false) };
-                let record = self.first_record(&joining, address)?;
+                let Some(address) = self.locate(machine, server, is_wanted) else { return Ok(false) };
+                let record = self.first_record(&joining, server, address)?;
                 self.records.put(node_name(&machine.name), &record)?;
                 record
             }
@@ -345,8 +348,7 @@ impl FleetNodes {
     }
 
     /// Where a machine is, once its provider says so.
-    fn locate(&self, machine: &Machine, is_wanted: &dyn Fn() -> bool) -> Option<IpAddr> {
-        let server = machine.server?;
+    fn locate(&self, machine: &Machine, server: ServerId, is_wanted: &dyn Fn() -> bool) -> Option<IpAddr> {
         let mut last = String::new();
         while is_wanted() {
             match self.means.provider.get(server) {
@@ -370,7 +372,7 @@ impl FleetNodes {
         None
     }
 
-    fn first_record(&self, joining: &Joining<'_>, address: IpAddr) -> Result<NodeRecord, NodesError> {
+    fn first_record(&self, joining: &Joining<'_>, server: ServerId, address: IpAddr) -> Result<NodeRecord, NodesError> {
         let milestones = Milestones { asked: joining.machine.asked, located: Some(now()), ..Milestones::default() };
         let (name, node) = if joining.settings.is_adopted {
             let mut adopted = self.means.adopted.iter();
@@ -391,7 +393,7 @@ impl FleetNodes {
             (joining.identity.node.clone(), node)
         };
         let is_adopted = joining.settings.is_adopted;
-        Ok(NodeRecord { name, node, is_adopted, milestones, instances: BTreeMap::new() })
+        Ok(NodeRecord { name, server, node, is_adopted, milestones, instances: BTreeMap::new() })
     }
 
     /// One attempt to have it answer as a node, from wherever the last one ended.

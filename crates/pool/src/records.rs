@@ -10,7 +10,7 @@
 
 use crate::durable::{self, FileError};
 use bulkhead_core::{AppName, NodeName, OrderId, SignedText, fleet::FleetNode, grant::Grant};
-use bulkhead_scale::{InstanceId, Time};
+use bulkhead_scale::{InstanceId, ServerId, Time};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -67,6 +67,8 @@ impl Milestones {
 pub struct NodeRecord {
     /// Its name as a node.
     pub name: NodeName,
+    /// The provider's number of the machine.
+    pub server: ServerId,
     /// How it is reached as a node. It has no host key before it was laid out as one.
     pub node: FleetNode,
     /// Whether somebody adopted it by hand, so that `fleet.toml` has it too.
@@ -291,6 +293,7 @@ pub(crate) mod tests {
         let json = serde_json::json!({ "environment": "staging", "address": "192.0.2.1", "pool": "kernels" });
         NodeRecord {
             name: name.parse().unwrap(),
+            server: ServerId(1),
             node: serde_json::from_value(json).unwrap(),
             is_adopted: false,
             milestones: Milestones::default(),
