@@ -27,7 +27,6 @@ use bulkhead_provider::{
     DigitalOcean, Fixed, FixedMachine, Hetzner, Image, Provider, Settings, Token, UserData, Wanted,
 };
 use bulkhead_scale::{Billing, Caps, Consolidation, Headroom, Limits, Micros, Pool, Room, SECOND_MS};
-use serde::Deserialize;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -337,25 +336,8 @@ pub fn database_error(error: &bulkhead_pool::DatabaseError) -> Error {
 /// a command that looks at the others must not end for it.
 #[must_use]
 pub fn bought(fleet: &FleetName) -> Vec<(NodeName, FleetNode)> {
-    directory(fleet).map(|directory| nodes_below(&directory.join("nodes"))).unwrap_or_default()
-}
-
-fn nodes_below(folder: &Path) -> Vec<(NodeName, FleetNode)> {
-    /// What is read of a node's file.
-    #[derive(Deserialize)]
-    struct Kept {
-        #[serde(default)]
-        node: Option<FleetNode>,
-    }
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let node = |path: PathBuf| {
-        let name: NodeName = path.file_name()?.to_str()?.strip_suffix(".json")?.parse().ok()?;
-        let kept: Kept = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
-        Some((name, kept.node?))
-    };
-    let mut nodes: Vec<_> = entries.filter_map(|entry| node(entry.path())).collect();
-    nodes.sort_by(|(one, _), (other, _)| one.cmp(other));
-    nodes
+    let nodes = directory(fleet).ok().and_then(|directory| bulkhead_pool::nodes(&directory).ok());
+    nodes.unwrap_or_default().into_iter().collect()
 }
 
 /// A grant beside `fleet.toml`.
@@ -503,22 +485,5 @@ mod tests {
         assert!(of(&[]).unwrap_err().message.contains("BULKHEAD_DIGITALOCEAN_TOKEN is not set"));
         let error = of(&[("BULKHEAD_DIGITALOCEAN_TOKEN", "se cret")]).unwrap_err();
         assert!(!format!("{error:?}").contains("cret"), "a token is shown nowhere");
-    }
-
-    #[test]
-    fn nodes_that_the_loop_bought() {
-        let folder = tempfile::tempdir().unwrap();
-        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
-        write(
-            "k-b-2.json",
-            r#"{"node": {"environment": "production", "address": "192.0.2.2", "pool": "k"}, "more": 1}"#,
-        );
-        write("k-b-1.json", r#"{"node": {"environment": "production", "address": "192.0.2.1", "pool": "k"}}"#);
-        write("k-b-3.json", "{}");
-        write("k-b-4.json", "{");
-        write("readme", "");
-        let nodes = nodes_below(folder.path());
-        assert_eq!(nodes.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["k-b-1", "k-b-2"]);
-        assert_eq!(nodes_below(&folder.path().join("absent")), []);
     }
 }

@@ -16,7 +16,7 @@ pub use durable::FileError;
 pub use enrolment::{Enrolment, EnrolmentError, node_name};
 #[cfg(target_os = "linux")]
 pub use local::LocalProvider;
-pub use nodes::{FleetNodes, Granted, Grants, NodeMeans, PoolSettings};
+pub use nodes::{FleetNodes, Granted, Grants, NodeMeans, PoolSettings, ReadPolicy};
 pub use provided::Provided;
 pub use records::{Milestones, NodeRecord, Numbered, nodes, records};
 pub use runner::{Clock, Log, Means, Nodes, Request, Runner, Servers, system_clock};

@@ -74,6 +74,10 @@ pub struct Granted {
     pub payload: Payload,
 }
 
+/// Gives the fleet's policy as it was signed, and its version; read anew each time, for it may change while a loop runs.
+/// New nodes enforce it, and it lets this loop's keys connect. The error is a sentence.
+pub type ReadPolicy = Box<dyn Fn() -> Result<(SignedText, u64), String> + Send + Sync>;
+
 /// Where grants are found.
 pub trait Grants: Send + Sync {
     /// What is granted for a workload in a pool at this moment.
@@ -98,10 +102,8 @@ pub struct PoolSettings {
 pub struct NodeMeans {
     /// The fleet.
     pub fleet: FleetName,
-    /// Its policy as it was signed. New nodes enforce it; it lets this loop's keys connect.
-    pub policy: SignedText,
-    /// The policy's version.
-    pub policy_version: u64,
+    /// Its policy.
+    pub policy: ReadPolicy,
     /// The keys that this loop connects with.
     pub identities: Identities,
     /// Bounds on waiting.
@@ -459,7 +461,7 @@ impl FleetNodes {
         }
         record.milestones.packaged.get_or_insert_with(now);
         let NodeIdentity { fleet, node, environment, pool } = joining.identity.clone();
-        let SignedText { text: policy, signatures } = self.means.policy.clone();
+        let SignedText { text: policy, signatures } = (self.means.policy)().map_err(said)?.0;
         let config = NodeConfig { fleet, node, environment, pool, policy, signatures, host_key: None };
         let installed = stock.install(&self.means.agent, &config).await?;
         record.node.host_key = Some(installed.host_key);
@@ -508,7 +510,7 @@ impl FleetNodes {
             let (client, status) = self.reach(&record).await?;
             let is_known = status.apps.iter().any(|known| known.app == app && known.live.is_some());
             if !runs(&status, &app, &grant.run) {
-                let order = self.order(&app, &grant, Action::Run(grant.run.clone()));
+                let order = self.order(&app, &grant, Action::Run(grant.run.clone()))?;
                 let papers = Papers { statements, grant: Some(signed), ..Papers::default() };
                 let sent = self.send(&record, client, order, Some(payload), papers).await;
                 if let Err(error) = &sent
@@ -548,7 +550,7 @@ impl FleetNodes {
             let _turn = turns.acquire().await;
             let (client, status) = self.reach(&record).await?;
             if status.apps.iter().any(|known| known.app == app && (known.live.is_some() || known.busy.is_some())) {
-                let order = self.order(&app, &grant, Action::Remove { volumes: grant.scratch });
+                let order = self.order(&app, &grant, Action::Remove { volumes: grant.scratch })?;
                 let papers = Papers { grant: Some(signed), ..Papers::default() };
                 self.send(&record, client, order, None, papers).await?;
             } else {
@@ -563,9 +565,10 @@ impl FleetNodes {
     }
 
     /// An order that rests on a grant, for no place in a history yet.
-    fn order(&self, app: &AppName, grant: &Grant, action: Action) -> Order {
+    fn order(&self, app: &AppName, grant: &Grant, action: Action) -> Result<Order, NodesError> {
         let issued = timestamp();
-        Order {
+        let policy = (self.means.policy)().map_err(said)?.1;
+        Ok(Order {
             format: 1,
             fleet: self.means.fleet.clone(),
             environment: grant.environment.clone(),
@@ -573,11 +576,11 @@ impl FleetNodes {
             targets: BTreeMap::new(),
             issued,
             not_after: issued.plus_s(LIFETIME_S),
-            policy: self.means.policy_version,
+            policy,
             action,
             break_glass: None,
             message: None,
-        }
+        })
     }
 
     async fn send(

@@ -4,24 +4,27 @@ use super::{Looked, NO_LOOP, against, span};
 use crate::{
     Context,
     error::Result,
-    output::{Paint, printable},
-    pools::{bought, database_error},
+    output::{Paint, printable, seconds},
+    pools::{self, database_error},
     table::Table,
 };
-use bulkhead_core::{NodeName, fleet::FleetNode};
-use bulkhead_pool::{Told, decisions};
+use bulkhead_pool::{NodeRecord, Told, decisions, records};
 use bulkhead_scale::{Doing, Event, Micros, Output, PoolIndex, State, Time};
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 /// How far back the log is looked through for why something waits.
 const REASONS_MAX: u32 = 500;
 
 /// Shows pools: machines, slots, instances, what they cost; and each machine
 #[derive(Debug, Args)]
-pub(super) struct LsArgs {}
+pub(super) struct LsArgs {
+    /// Shows how long each part of a machine's way took, from the request to the provider to the first instance.
+    #[arg(long)]
+    timings: bool,
+}
 
 /// The pools.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -94,6 +97,17 @@ pub struct ListedMachine {
     pub address: Option<String>,
     /// Since when it does not answer, in milliseconds since 1970.
     pub silent_since_ms: Option<u64>,
+    /// The parts of its way from the request to the provider to its first instance, as far as it is.
+    pub parts: Vec<MachinePart>,
+}
+
+/// A part of a machine's way to its first instance.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct MachinePart {
+    /// What it ended with: `located`, `reached`, `packages`, `laid out`, `greeted`, `first instance`.
+    pub part: String,
+    /// How long it took, in milliseconds.
+    pub ms: u64,
 }
 
 /// A machine on no record.
@@ -106,15 +120,22 @@ pub struct ListedOrphan {
 }
 
 /// Shows them.
-pub(super) fn run(context: &Context, _: &LsArgs) -> Result<()> {
+pub(super) fn run(context: &Context, args: &LsArgs) -> Result<()> {
     let looked = Looked::at(context)?;
-    let nodes = bought(&looked.files.fleet.fleet);
+    // What cannot be read of machines keeps nobody from seeing the rest.
+    let nodes = records(&pools::directory(&looked.files.fleet.fleet)?).unwrap_or_default();
     let told = decisions(&looked.path, 0, REASONS_MAX).map_err(|error| database_error(&error))?;
     let report = report(&looked, &nodes, &told);
-    context.ui.result(&report, |report, paint| render(report, looked.now, paint))
+    context.ui.result(&report, |report, paint| {
+        let mut out = render(report, looked.now, paint);
+        if args.timings {
+            put!(out, "\n{}", ways(report, paint));
+        }
+        out
+    })
 }
 
-fn report(looked: &Looked, nodes: &[(NodeName, FleetNode)], told: &[Told]) -> PoolLsReport {
+fn report(looked: &Looked, nodes: &BTreeMap<String, NodeRecord>, told: &[Told]) -> PoolLsReport {
     let now = looked.now;
     // A first step says why nothing would be bought; it is looked at beside the rows, which it changes.
     let mut tick = looked.scaler();
@@ -178,7 +199,8 @@ fn report(looked: &Looked, nodes: &[(NodeName, FleetNode)], told: &[Told]) -> Po
             .map(|machine| {
                 let name = machine.name.split('.').next().unwrap_or_default();
                 let pool = scaler.pool(machine.pool).map(|view| view.pool);
-                let node = nodes.iter().find(|(known, _)| known.as_str() == name).map(|(_, node)| node);
+                let node = nodes.get(name);
+                let parts = node.map(|node| node.milestones.parts()).unwrap_or_default();
                 ListedMachine {
                     machine: name.to_owned(),
                     pool: pool.map(|pool| pool.name.to_string()).unwrap_or_default(),
@@ -188,8 +210,9 @@ fn report(looked: &Looked, nodes: &[(NodeName, FleetNode)], told: &[Told]) -> Po
                     slots_used: machine.used.slots,
                     slots: pool.map_or(0, |pool| pool.machine.slots),
                     server: machine.server.map(|server| server.0),
-                    address: node.map(|node| node.address.clone()),
+                    address: node.map(|node| node.node.address.clone()),
                     silent_since_ms: machine.silent_since.map(|since| since.0),
+                    parts: parts.into_iter().map(|(part, ms)| MachinePart { part: part.to_owned(), ms }).collect(),
                 }
             })
             .collect(),
@@ -289,6 +312,30 @@ fn render(report: &PoolLsReport, now: Time, paint: Paint) -> String {
     out
 }
 
+/// How long each part of each machine's way took.
+fn ways(report: &PoolLsReport, paint: Paint) -> String {
+    const PARTS: [&str; 6] = ["located", "reached", "packages", "laid out", "greeted", "first instance"];
+    let mut table = Table::new(&[
+        "MACHINE",
+        ">LOCATED",
+        ">REACHED",
+        ">PACKAGES",
+        ">LAID OUT",
+        ">GREETED",
+        ">FIRST INSTANCE",
+        ">IN ALL",
+    ]);
+    let time = |ms| seconds(Duration::from_millis(ms));
+    for machine in &report.machines {
+        let of = |wanted: &str| machine.parts.iter().find(|part| part.part == wanted).map(|part| time(part.ms));
+        let mut row = vec![machine.machine.clone()];
+        row.extend(PARTS.map(|part| of(part).unwrap_or_default()));
+        row.push(time(machine.parts.iter().map(|part| part.ms).sum()));
+        table.row(row);
+    }
+    table.render(paint)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,15 +345,13 @@ mod tests {
     fn tables() {
         let folder = tempfile::tempdir().unwrap();
         let looked = looked(folder.path());
-        let node = FleetNode {
-            environment: "production".parse().unwrap(),
-            address: "192.0.2.1".into(),
-            port: None,
-            host_key: None,
-            provider: None,
-            pool: Some("kernels".parse().unwrap()),
-        };
-        let nodes = [("kernels-k3f9-0".parse().unwrap(), node)];
+        let json = serde_json::json!({
+            "name": "kernels-k3f9-0",
+            "node": { "environment": "production", "address": "192.0.2.1", "pool": "kernels" },
+            "is_adopted": false,
+            "milestones": { "asked": 100, "located": 1_600, "reached": 31_000, "packaged": 31_100, "laid_out": 33_000 },
+        });
+        let nodes = [("kernels-k3f9-0".to_owned(), serde_json::from_value(json).unwrap())].into();
         let mut report = report(&looked, &nodes, &[]);
         report.orphans.push(ListedOrphan { server: 77, name: "kernels-zzzz-3.acme.bulkhead".into() });
         insta::assert_snapshot!(render(&report, looked.now, Paint { colour: false }), @r"
@@ -321,5 +366,6 @@ mod tests {
         orphan: the provider has kernels-zzzz-3.acme.bulkhead (77), which is on no record and costs money: `bulkhead pool release-orphan 77`
         no loop runs here: `bulkhead pool run` buys machines and starts instances
         ");
+        insta::assert_snapshot!(ways(&report, Paint { colour: false }), @"");
     }
 }

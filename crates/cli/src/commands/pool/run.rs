@@ -8,7 +8,7 @@ use crate::{
     output::printable,
     pools::{self, GrantFile, Pools, database_error, grants},
     session::{Session, sign_error},
-    workspace::FleetFiles,
+    workspace::{FleetFiles, PolicyFiles},
 };
 use bulkhead_core::{
     EnvironmentName, NodeName, PoolName, SignedText,
@@ -17,8 +17,8 @@ use bulkhead_core::{
 };
 use bulkhead_fleet::{bootstrap::find_agent, sign::Signer};
 use bulkhead_pool::{
-    Database, Enrolment, FleetNodes, Granted, Grants, Means, NodeMeans, Nodes, PoolSettings, Provided, Runner,
-    node_name, system_clock,
+    Database, Enrolment, FleetNodes, Granted, Grants, Means, NodeMeans, Nodes, PoolSettings, Provided, ReadPolicy,
+    Runner, node_name, system_clock,
 };
 use bulkhead_provider::Provider;
 use bulkhead_scale::{State, Time};
@@ -63,12 +63,7 @@ pub(super) async fn run(context: &Context, _: &RunArgs) -> Result<()> {
     let nodes = Arc::new(
         FleetNodes::new(NodeMeans {
             fleet: session.files.fleet.fleet.clone(),
-            policy: SignedText {
-                text: String::from_utf8(session.policy.bytes.clone())
-                    .map_err(|error| Error::during(Kind::Configuration, "the policy is not text", &error))?,
-                signatures: session.policy.signatures.clone(),
-            },
-            policy_version: session.policy.policy.version,
+            policy: policy(session.files.clone()),
             identities: session.identities.clone(),
             timeouts: session.timeouts,
             ssh: session.ssh().clone(),
@@ -111,6 +106,19 @@ pub(super) async fn run(context: &Context, _: &RunArgs) -> Result<()> {
         runner.run(&AtomicBool::new(false)).map_err(|error| database_error(&error))
     });
     work.await.map_err(|error| Error::during(Kind::Internal, "the loop ended early", &error))?
+}
+
+/// Reads the policy as every command does: one that does not follow from what this machine knows is not believed.
+fn policy(files: FleetFiles) -> ReadPolicy {
+    Box::new(move || {
+        let PolicyFiles { policy, bytes, signatures } = files.policy().map_err(shown)?;
+        let text = String::from_utf8(bytes).map_err(|error| format!("the policy is not text: {error}"))?;
+        Ok((SignedText { text, signatures }, policy.version))
+    })
+}
+
+fn shown(error: Error) -> String {
+    std::iter::once(error.message).chain(error.causes).collect::<Vec<_>>().join(": ")
 }
 
 /// The policy must have the pools' environments, or nodes of them would take no order.
@@ -220,7 +228,6 @@ impl Folder {
 
 impl Grants for Folder {
     fn granted(&self, pool: &PoolName, workload: &str) -> std::result::Result<Granted, String> {
-        let shown = |error: Error| std::iter::once(error.message).chain(error.causes).collect::<Vec<_>>().join(": ");
         let file = self.find(pool, workload).map_err(shown)?;
         let key = (pool.clone(), workload.to_owned());
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
