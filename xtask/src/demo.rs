@@ -220,12 +220,21 @@ fn run_pool(demo: &Demo) -> Result<Background> {
     let mut command = demo.bulkhead(&["pool", "run"]);
     command.env("BULKHEAD_KEY", demo.loop_key()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     run::say(&format!("BULKHEAD_KEY={} {} &", demo.loop_key().display(), run::display(&command)));
-    Ok(Background(command.spawn().context("cannot run bulkhead pool run")?))
+    let looped = Background(command.spawn().context("cannot run bulkhead pool run")?);
+    let start = Instant::now();
+    while !listed(demo)?.running {
+        if start.elapsed() > PAGE_WITHIN {
+            bail!("the loop does not run");
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(looped)
 }
 
 /// What of `pool ls -o json` is of interest here.
 #[derive(Deserialize)]
 struct PoolLs {
+    running: bool,
     machines: Vec<PoolMachine>,
 }
 
@@ -235,11 +244,15 @@ struct PoolMachine {
     slots_used: u32,
 }
 
+fn listed(demo: &Demo) -> Result<PoolLs> {
+    let text = run::read(&mut demo.bulkhead(&["pool", "ls", "-o", "json"]))?;
+    serde_json::from_str(&text).context("cannot read the output of `bulkhead pool ls`")
+}
+
 fn machines(demo: &Demo) -> Result<Vec<PoolMachine>> {
-    let mut listed: PoolLs = serde_json::from_str(&run::read(&mut demo.bulkhead(&["pool", "ls", "-o", "json"]))?)
-        .context("cannot read the output of `bulkhead pool ls`")?;
-    listed.machines.retain(|machine| machine.state != "gone");
-    Ok(listed.machines)
+    let mut machines = listed(demo)?.machines;
+    machines.retain(|machine| machine.state != "gone");
+    Ok(machines)
 }
 
 /// So many machines are ready with so many instances each, and no others are there.

@@ -133,10 +133,14 @@ pub async fn run(context: &Context, verb: Verb, target: &AppService, count: u32,
     context.ui.stage("what was asked stays asked");
     let follow = Follow { workload, verb, count, before, number };
     let within = args.within.unwrap_or(if context.ui.is_interactive() { WITHIN } else { Duration::ZERO });
-    let view = wait(context, &looked.path, &follow, within).await?;
+    if args.within.is_some_and(|within| !within.is_zero()) && !read(&looked.path)?.is_running {
+        context.ui.note(&format!("{NO_LOOP}; waiting for one"));
+    }
+    // Who says how long waits for a loop too.
+    let view = wait(context, &looked.path, &follow, within, args.within.is_none()).await?;
     let report = follow.report(&view, system_clock()());
     context.ui.result(&report, render)?;
-    if !report.running {
+    if !report.running && (args.within.is_none() || within.is_zero()) {
         context.ui.note(&format!("warning: {NO_LOOP}; what was asked is kept for it"));
         return Ok(());
     }
@@ -181,12 +185,12 @@ fn read(path: &Path) -> Result<View> {
 }
 
 /// Looks until all is done, no loop runs, or the time is over; says meanwhile what is waited for.
-async fn wait(context: &Context, path: &Path, follow: &Follow, within: Duration) -> Result<View> {
+async fn wait(context: &Context, path: &Path, follow: &Follow, within: Duration, needs_loop: bool) -> Result<View> {
     let begun = Instant::now();
     let mut told = String::new();
     loop {
         let view = read(path)?;
-        let is_over = !view.is_running || begun.elapsed() >= within;
+        let is_over = (needs_loop && !view.is_running) || begun.elapsed() >= within;
         if is_over || follow.is_done(&view) || (follow.is_taken(&view) && follow.is_short(&view)) {
             context.ui.clear();
             return Ok(view);
@@ -421,7 +425,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let done = |verb, count, before, number| {
             let follow = Follow { workload: "notes/kernel".into(), verb, count, before: InstanceId(before), number };
-            let view = runtime.block_on(wait(&context, &path, &follow, Duration::from_secs(60))).unwrap();
+            let view = runtime.block_on(wait(&context, &path, &follow, Duration::from_secs(60), true)).unwrap();
             follow.report(&view, system_clock()())
         };
         std::thread::scope(|scope| {

@@ -179,9 +179,10 @@ impl Grant {
         match &order.action {
             // Whoever began it may end it, later too.
             Action::Run(_) if self.not_after <= now => Err(format!("the grant ended at {}", self.not_after)),
-            Action::Run(run) if run.id() != self.run.id() => Err("the grant is to run something else".into()),
-            Action::Run(run) if !run.fallback.is_empty() => Err("no grant lets anybody list fallbacks".into()),
+            // Where it comes from is part of what people signed.
+            Action::Run(run) if *run != self.run => Err("the grant is to run something else".into()),
             Action::Remove { volumes: true } if !self.scratch => Err("the grant is not to delete volumes".into()),
+            Action::Remove { volumes: false } if self.scratch => Err("the grant is to delete volumes too".into()),
             Action::Run(_) | Action::Stop { .. } | Action::Remove { .. } => Ok(()),
             other => Err(format!("the grant is to run, stop and remove instances, and not to {}", other.verb())),
         }

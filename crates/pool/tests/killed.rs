@@ -7,7 +7,7 @@
 
 use bulkhead_core::{FleetName, PoolName};
 use bulkhead_fake_do::{Fake, Faults, Options};
-use bulkhead_pool::{Clock, Database, Means, Nodes, Provided, Request, Runner, ask};
+use bulkhead_pool::{Clock, Database, Means, Nodes, Provided, Request, Runner, View, ask, decisions};
 use bulkhead_provider::{DigitalOcean, Image, Settings, Token, UserData, Wanted};
 use bulkhead_scale::{Billing, Caps, InstanceId, Limits, Machine, Micros, Pool, Room, SECOND_MS, State, Time};
 use std::{
@@ -119,6 +119,16 @@ fn child(folder: &Path, url: &str, began_ms: u64) {
     open(folder, url, began_ms).run(&AtomicBool::new(false)).unwrap();
 }
 
+/// What the loop knows, and what it decided last.
+fn known(path: &Path) -> String {
+    let view = View::read(path).unwrap().unwrap();
+    let rows = view.rows.machines.iter().filter(|row| row.state != State::Gone).collect::<Vec<_>>();
+    let told = decisions(path, 0, 60).unwrap();
+    let told: Vec<String> = told.iter().map(|told| format!("{} {}", told.at, told.text)).collect();
+    let frozen = view.rows.is_frozen;
+    format!("{rows:#?}, frozen by a person: {frozen}, orphans: {:?}, decided:\n{}", view.orphans, told.join("\n"))
+}
+
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -192,7 +202,7 @@ fn main() {
         if fake.existing().is_empty() && fake.undone() == (0, 0) {
             break;
         }
-        assert!(began_rest.elapsed() < PATIENCE, "left over: {:?}", fake.existing());
+        assert!(began_rest.elapsed() < PATIENCE, "left over: {:?}; known: {}", fake.existing(), known(&path));
     }
     // What it knows agrees, once it has seen that nothing is there.
     thread::sleep(Duration::from_secs(10));

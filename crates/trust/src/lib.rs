@@ -35,7 +35,8 @@ pub mod sshsig;
 
 pub use bulkhead_core::SignedText;
 pub use order::{
-    Accepted, Authorized, Context, Grounds, Live, Place, Presented, authorize_order, read_signed, verify_accepted,
+    Accepted, Authorized, Context, Grounds, Live, Place, Presented, SignedGrant, authorize_order, read_grant,
+    read_signed, verify_accepted,
 };
 pub use policy::{accept_policy, pin_first_policy};
 pub use sshsig::{PrivateKey, PublicKey, SignatureError};

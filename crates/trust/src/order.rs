@@ -289,6 +289,46 @@ pub struct Accepted<'a> {
     pub counter: u64,
 }
 
+/// A scale grant that enough people signed, whatever it says and whether or not it ended or was revoked.
+#[derive(Debug)]
+pub struct SignedGrant {
+    /// What it says.
+    pub grant: Grant,
+    /// Who signed it, as the policy names them.
+    pub people: Vec<String>,
+}
+
+/// Reads a scale grant, if as many release keys signed it as the environment demands of an order.
+///
+/// # Errors
+/// Too few did, or it is none.
+pub fn read_grant(signed: &SignedText, policy: &Policy, environment: &EnvironmentName) -> Result<SignedGrant, Refusal> {
+    let refuse = |message: String| Refusal::new(Rule::Grant, message);
+    let bytes = signed.text.as_bytes();
+    if bytes.len() > GRANT_MAX_BYTES {
+        return Err(refuse("the scale grant is longer than 256 KiB".into()));
+    }
+    let Some(demands) = policy.environments.get(environment) else {
+        return Err(refuse(format!("the policy has no environment `{environment}`")));
+    };
+    let Some(needed) = ways_of_people(demands).map(|demand| demand.release).min() else {
+        return Err(refuse(format!("`{environment}` takes orders of CI alone, and a grant is given by people")));
+    };
+    let found = signers(bytes, &signed.signatures, GRANT_NAMESPACE, holders(policy, Role::Release));
+    if found.count() < needed as usize {
+        let keys = if needed == 1 { "release key" } else { "release keys" };
+        let message =
+            format!("a scale grant for `{environment}` needs {needed} {keys}; presented: {}", found.presented());
+        return Err(refuse(message).hint(who_could(policy)));
+    }
+    Ok(SignedGrant { grant: Grant::parse(bytes).map_err(refuse)?, people: found.into_names() })
+}
+
+/// The ways in which people, and not CI alone, have an image run.
+fn ways_of_people(environment: &Environment) -> impl Iterator<Item = &Demand> + Clone {
+    environment.accepts.iter().filter(|demand| demand.release > 0 && !demand.standing)
+}
+
 /// Who signed an order, and the environment that decides what that is worth.
 struct Signed<'a> {
     environment: &'a Environment,
@@ -438,22 +478,8 @@ impl Judge<'_> {
     /// Whether a scale grant covers it that is worth what an order to run the image would be.
     fn grant(&self, signed: &SignedText, context: &Context<'_>, place: &Place) -> Result<Granted, Refusal> {
         let refuse = |message: String| Refusal::new(Rule::Grant, message);
-        let bytes = signed.text.as_bytes();
-        if bytes.len() > GRANT_MAX_BYTES {
-            return Err(refuse("the scale grant is longer than 256 KiB".into()));
-        }
-        let people = signers(bytes, &signed.signatures, GRANT_NAMESPACE, holders(self.policy, Role::Release));
-        let environment = self.signed.environment;
-        let worth = |needs: &str| {
-            let name = &self.order.environment;
-            let message = format!("a scale grant for `{name}` needs {needs}; presented: {}", people.presented());
-            refuse(message).hint(who_could(self.policy))
-        };
-        if people.count() < environment.people() as usize {
-            return Err(worth(&format!("{} release key(s)", environment.people())));
-        }
-        let grant = Grant::parse(bytes).map_err(refuse)?;
-        let id = Grant::id(bytes);
+        let SignedGrant { grant, people } = read_grant(signed, self.policy, &self.order.environment)?;
+        let id = Grant::id(signed.text.as_bytes());
         if self.revoked.iter().any(|revoked| revoked.orders.contains(&id)) {
             return Err(Refusal::new(Rule::Revoked, format!("scale grant {} was revoked", id.short())));
         }
@@ -470,21 +496,25 @@ impl Judge<'_> {
         if let Action::Run(run) = &self.order.action {
             // Statements are about the app that was built, of which this is an instance.
             let colour = self.colour(&grant.app, run.image, context.now, place);
-            let met = environment.accepts.iter().find(|demand| {
-                !demand.standing && people.count() >= demand.release as usize && is_green(demand, &colour)
-            });
-            let Some(met) = met else {
-                let refusal = worth(&environment.shown());
-                let rule = if people.count() > 0 { Rule::NotGreen } else { Rule::Grant };
-                let message = format!("{}; image {} {}", refusal.message, run.image.short(), shown(&colour));
-                return Err(Refusal { rule, message, ..refusal });
+            let ways = ways_of_people(self.signed.environment);
+            let enough = ways.filter(|demand| people.len() >= demand.release as usize);
+            let Some(met) = enough.clone().find(|demand| is_green(demand, &colour)) else {
+                let needs = enough.map(ToString::to_string).collect::<Vec<_>>().join(", or ");
+                let message = format!(
+                    "a scale grant for `{}` needs {needs}; image {} {}",
+                    self.order.environment,
+                    run.image.short(),
+                    shown(&colour)
+                );
+                return Err(
+                    Refusal::new(Rule::NotGreen, message).hint("CI states an image green with `bulkhead ci mark`")
+                );
             };
             if met.green > 0 {
                 green = colour.green;
             }
         }
-        let by = people.into_names();
-        Ok(Granted { grounds: Grounds::Grant { id, by }, green, standing: None })
+        Ok(Granted { grounds: Grounds::Grant { id, by: people }, green, standing: None })
     }
 
     /// What is stated about an image, here and in what came.

@@ -417,6 +417,10 @@ fn authorize(
         standing: submit.standing.as_ref(),
         grant: submit.grant.as_ref(),
     };
+    if presented.grant.is_some() && identity.pool.is_none() {
+        let message = "the order comes with a scale grant, which is for nodes of a pool; this node is of none";
+        return Ok(Err((Refusal::new(Rule::Grant, message), Position::default())));
+    }
     // First the lock, for which it may have to wait long; then all that decides, as it is by then.
     let policy = papers::policy(paths).or_fail()?;
     let app = match read_signed(&presented, &policy, &identity.environment) {

@@ -201,7 +201,7 @@ fn granted(world: &World) -> Result<()> {
     // Two keys where two are demanded; one who took the scale key and one release key is not two.
     let (bob, _) = add(world, "bob", "release")?;
     fleet(world, &["policy", "require", "-e", "staging", "2-release", "--yes"])?.expect(0)?;
-    says(&good.of("kernel-4").submit()?, "grant", "needs 2 release key(s)")?;
+    says(&good.of("kernel-4").submit()?, "grant", "needs 2 release keys")?;
     done(&both(&good.of("kernel-4"), &[&world.key(), &bob])?)?;
 
     // Revoked, it runs nothing any more; what runs goes on.
