@@ -105,9 +105,11 @@ pub async fn run(context: &Context, verb: Verb, target: &AppService, count: u32,
     let looked = Looked::at(context)?;
     let workload = workload(&target.app, &target.service);
     let request = match verb {
-        Verb::Stop => Request::Stop { workload: workload.clone(), count },
+        Verb::Stop => Request::Stop { workload: workload.clone(), pool: args.pool.clone(), count },
         // As with every stop, no grant is needed for it.
-        Verb::Scale { .. } if count == 0 => Request::Stop { workload: workload.clone(), count: u32::MAX },
+        Verb::Scale { .. } if count == 0 => {
+            Request::Stop { workload: workload.clone(), pool: args.pool.clone(), count: u32::MAX }
+        }
         Verb::Start { is_movable } | Verb::Scale { is_movable } => {
             let grant = granted(grants(&looked.files)?, &workload, args.pool.as_ref())?;
             let pool = looked.pools.named(&grant.grant.pool)?;
@@ -442,7 +444,7 @@ mod tests {
             assert!(report.done && report.running, "{report:?}");
             assert_eq!(report.instances.len(), 3);
             assert!(report.instances.iter().all(|instance| instance.machine.is_some()));
-            let number = ask(&path, &Request::Stop { workload: "notes/kernel".into(), count: 2 }).unwrap();
+            let number = ask(&path, &Request::Stop { workload: "notes/kernel".into(), pool: None, count: 2 }).unwrap();
             assert_eq!(done(Verb::Stop, 2, 3, number).instances.len(), 1);
             // What the loop does not know is not waited for.
             let elsewhere = Request::Start {

@@ -90,7 +90,7 @@ fn request_in_words(request: &Request) -> String {
     match request {
         Request::Start { workload, pool, count, .. } => format!("start {count} of {workload} in {pool}"),
         Request::Scale { workload, pool, count, .. } => format!("have {count} of {workload} in {pool}"),
-        Request::Stop { workload, count } => format!("stop {count} of {workload}"),
+        Request::Stop { workload, count, .. } => format!("stop {count} of {workload}"),
         Request::Freeze => "freeze".into(),
         Request::Thaw => "thaw".into(),
         Request::Machine { machine, wish } => format!("machine {}: {wish:?}", machine.0).to_lowercase(),
