@@ -52,6 +52,7 @@ pub mod instances;
 pub mod inventory;
 pub mod ledger;
 pub mod left;
+pub mod notices;
 pub mod orders;
 pub mod output;
 pub mod packfile;
