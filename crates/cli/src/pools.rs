@@ -17,11 +17,12 @@ use crate::{
     workspace::{FLEET, FleetFiles, read_text, shown},
 };
 use bulkhead_core::{
-    FleetName, NodeName, PoolName, SignedText,
+    EnvironmentName, FleetName, NodeName, PoolName, SignedText,
     fleet::{Fleet, FleetNode, HeadroomSetting, PoolProvider, PoolSection, Span},
     grant::Grant,
     name::nearest,
     order::ServiceSpec,
+    policy::Policy,
 };
 use bulkhead_provider::{
     DigitalOcean, Fixed, FixedMachine, Hetzner, Image, Provider, Settings, Token, UserData, Wanted,
@@ -207,6 +208,27 @@ pub fn needs(pool: &Pool, service: &ServiceSpec) -> Room {
 /// A key is missing.
 pub fn wanted(fleet: &Fleet) -> Result<BTreeMap<PoolName, Wanted>> {
     fleet.pools.iter().map(|(name, section)| Ok((name.clone(), wanted_of(name, section)?))).collect()
+}
+
+/// Checks what a loop would find wrong only once it is to buy: what machines are bought as, and that the policy has the
+/// environments, without which their nodes would take no order.
+///
+/// # Errors
+/// A key is missing, or the policy lacks an environment.
+pub fn check(fleet: &Fleet, policy: &Policy) -> Result<()> {
+    wanted(fleet)?;
+    for (name, section) in &fleet.pools {
+        if !policy.environments.contains_key(&section.environment) {
+            let known: Vec<&str> = policy.environments.keys().map(EnvironmentName::as_str).collect();
+            let what = format!("the policy has no environment `{}`", section.environment);
+            let error = wrong(&format!("[pools.{name}] environment"), &what);
+            return Err(match nearest(section.environment.as_str(), known.iter().copied()) {
+                Some(near) => error.hint(format!("did you mean `{near}`?")),
+                None => error.hint(format!("it has {}", known.join(", "))),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn wanted_of(name: &PoolName, section: &PoolSection) -> Result<Wanted> {

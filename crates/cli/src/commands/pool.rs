@@ -92,7 +92,15 @@ pub(crate) struct Looked {
 }
 
 impl Looked {
+    /// With a check of all that a loop would find wrong.
     pub(crate) fn at(context: &Context) -> Result<Self> {
+        let looked = Self::unchecked(context)?;
+        pools::check(&looked.files.fleet, &looked.files.policy()?.policy)?;
+        Ok(looked)
+    }
+
+    /// For what must be possible whatever is wrong with what would be bought: brakes, stops.
+    pub(crate) fn unchecked(context: &Context) -> Result<Self> {
         let files = FleetFiles::load(&context.places)?;
         let pools = Pools::of(&files.fleet)?;
         let path = pools::database(&files.fleet.fleet)?;

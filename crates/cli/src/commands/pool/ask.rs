@@ -94,25 +94,25 @@ pub struct PoolAskedReport {
 }
 
 pub(super) fn freeze(context: &Context) -> Result<()> {
-    put(context, &Looked::at(context)?, "freeze", None, &Request::Freeze)
+    put(context, &Looked::unchecked(context)?, "freeze", None, &Request::Freeze)
 }
 
 pub(super) async fn thaw(context: &Context, args: &ThawArgs) -> Result<()> {
     context.ui.must_be_able_to_ask(args.yes)?;
-    let looked = Looked::at(context)?;
+    let looked = Looked::unchecked(context)?;
     context.ui.confirm("Buy, empty and delete machines again?", args.yes).await?;
     put(context, &looked, "thaw", None, &Request::Thaw)
 }
 
 pub(super) fn cordon(context: &Context, args: &CordonArgs) -> Result<()> {
-    let looked = Looked::at(context)?;
+    let looked = Looked::unchecked(context)?;
     let machine = machine(&looked, &args.machine)?;
     must_be(machine, matches!(machine.state, State::Ready | State::Draining), "ready or draining")?;
     wish(context, &looked, "cordon", machine, Wish::Cordon)
 }
 
 pub(super) fn uncordon(context: &Context, args: &UncordonArgs) -> Result<()> {
-    let looked = Looked::at(context)?;
+    let looked = Looked::unchecked(context)?;
     let machine = machine(&looked, &args.machine)?;
     let is_held = match machine.state {
         State::Cordoned | State::Draining => true,
@@ -125,7 +125,7 @@ pub(super) fn uncordon(context: &Context, args: &UncordonArgs) -> Result<()> {
 
 pub(super) async fn drain(context: &Context, args: &DrainArgs) -> Result<()> {
     context.ui.must_be_able_to_ask(args.yes)?;
-    let looked = Looked::at(context)?;
+    let looked = Looked::unchecked(context)?;
     let machine = machine(&looked, &args.machine)?;
     must_be(machine, matches!(machine.state, State::Ready | State::Cordoned), "ready or cordoned")?;
     let question =
@@ -136,7 +136,7 @@ pub(super) async fn drain(context: &Context, args: &DrainArgs) -> Result<()> {
 
 pub(super) async fn discard(context: &Context, args: &DiscardArgs) -> Result<()> {
     context.ui.must_be_able_to_ask(args.yes)?;
-    let looked = Looked::at(context)?;
+    let looked = Looked::unchecked(context)?;
     let machine = machine(&looked, &args.machine)?;
     must_be(machine, machine.state == State::Quarantined, "in quarantine")?;
     context.ui.confirm(&format!("Give {} back, with all that is on it?", node(machine)), args.yes).await?;
@@ -145,7 +145,7 @@ pub(super) async fn discard(context: &Context, args: &DiscardArgs) -> Result<()>
 
 pub(super) async fn release_orphan(context: &Context, args: &ReleaseOrphanArgs) -> Result<()> {
     context.ui.must_be_able_to_ask(args.yes)?;
-    let looked = Looked::at(context)?;
+    let looked = Looked::unchecked(context)?;
     let server = ServerId(args.server);
     let orphans = looked.view.iter().flat_map(|view| &view.orphans);
     let Some((_, name)) = orphans.clone().find(|(known, _)| *known == server) else {

@@ -127,6 +127,7 @@ pub(super) async fn run(context: &Context, args: &GrantArgs) -> Result<()> {
         return Err(Error::usage(message).hint(format!("say `--instances {slots}` or more")));
     }
     let session = Session::of(context, files)?;
+    pools::check(&session.files.fleet, &session.policy.policy)?;
     let key = key(&session, args.key.as_ref())?;
 
     let directory = app.directory.clone();
