@@ -476,6 +476,28 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_written_in_quotes() {
+        for (key, number) in [("price", "0.03571"), ("image", "12345")] {
+            let quoted = format!("{key} = \"{number}\"");
+            let error = parse_toml::<Fleet>(&GOOD.replace(&quoted, &format!("{key} = {number}"))).unwrap_err();
+            assert_eq!(error.hint, Some(format!("write it in quotes: `\"{number}\"`")), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_loop_would_find_wrong_is_said_before() {
+        let json = r#"{ "format": 1, "fleet": "acme", "version": 1, "root": { "threshold": 1, "keys": [] }, "keys": {},
+            "environments": { "production": { "accepts": [{ "release": 1 }] } } }"#;
+        let policy: Policy = serde_json::from_str(json).unwrap();
+        let of = |from: &str, to: &str| check(&fleet(&GOOD.replace(from, to)), &policy);
+        assert!(of("", "").is_ok());
+        assert!(of("region = \"fra1\"", "").unwrap_err().message.contains("[pools.kernels] region"));
+        let error = of("\"production\"", "\"prodction\"").unwrap_err();
+        assert_eq!(error.message, "fleet.toml: [pools.kernels] environment: the policy has no environment `prodction`");
+        assert_eq!(error.hints, ["did you mean `production`?"]);
+    }
+
+    #[test]
     fn fixed_machines_have_addresses() {
         let text = "fleet = \"acme\"\n[pools.iron]\nenvironment = \"production\"\nprovider = \"fixed\"\n";
         let folder = tempfile::tempdir().unwrap();

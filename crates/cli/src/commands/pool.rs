@@ -33,6 +33,10 @@ use std::path::PathBuf;
 /// What to say where no loop runs.
 pub(crate) const NO_LOOP: &str = "no loop runs here: `bulkhead pool run` buys machines and starts instances";
 
+/// What a freeze means.
+const FROZEN: &str =
+    "frozen: nothing is bought, emptied or deleted; instances still start and stop: `bulkhead pool thaw`";
+
 /// Shows and brakes machines that are bought by program, and says what may run there
 ///
 /// `[pools.NAME]` of `fleet.toml` says what is bought. See docs/elasticity.md.

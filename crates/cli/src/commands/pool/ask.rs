@@ -127,7 +127,12 @@ pub(super) async fn drain(context: &Context, args: &DrainArgs) -> Result<()> {
     context.ui.must_be_able_to_ask(args.yes)?;
     let looked = Looked::unchecked(context)?;
     let machine = machine(&looked, &args.machine)?;
-    must_be(machine, matches!(machine.state, State::Ready | State::Cordoned), "ready or cordoned")?;
+    must_be(machine, matches!(machine.state, State::Ready | State::Cordoned), "ready or cordoned").map_err(
+        |error| match machine.state {
+            State::Quarantined => error.hint(format!("`bulkhead pool discard {}` gives it back", node(machine))),
+            _ => error,
+        },
+    )?;
     let question =
         format!("Empty {}, on which {} instances are, and give it back?", node(machine), machine.instances.len());
     context.ui.confirm(&question, args.yes).await?;
@@ -138,7 +143,12 @@ pub(super) async fn discard(context: &Context, args: &DiscardArgs) -> Result<()>
     context.ui.must_be_able_to_ask(args.yes)?;
     let looked = Looked::unchecked(context)?;
     let machine = machine(&looked, &args.machine)?;
-    must_be(machine, machine.state == State::Quarantined, "in quarantine")?;
+    must_be(machine, machine.state == State::Quarantined, "in quarantine").map_err(|error| match machine.state {
+        State::Ready | State::Cordoned => {
+            error.hint(format!("`bulkhead pool drain {}` empties it and gives it back", node(machine)))
+        }
+        _ => error,
+    })?;
     context.ui.confirm(&format!("Give {} back, with all that is on it?", node(machine)), args.yes).await?;
     wish(context, &looked, "discard", machine, Wish::Discard)
 }
@@ -155,7 +165,7 @@ pub(super) async fn release_orphan(context: &Context, args: &ReleaseOrphanArgs) 
     };
     context
         .ui
-        .confirm_word(&format!("Delete {name} ({server}) at the provider?"), &server.to_string(), args.yes)
+        .confirm_word(&format!("Delete {} ({server}) at the provider?", printable(name)), &server.to_string(), args.yes)
         .await?;
     let what = format!("delete the orphan {name}");
     put(context, &looked, &what, None, &Request::DeleteOrphan { server })
