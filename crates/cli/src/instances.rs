@@ -7,24 +7,32 @@ use crate::{
     args::{AppOrService, AppService, parse_duration},
     commands::pool::{Looked, NO_LOOP, does_not_fit, span},
     error::{Error, Kind, Result},
+    notices::revoked,
     output::{Paint, seconds},
     pools::{GrantFile, database_error, grants, needs},
     session::now,
     table::Table,
     workspace::shown,
 };
-use bulkhead_core::{PoolName, grant::workload};
+use bulkhead_core::{
+    EnvironmentName, PoolName,
+    grant::{Grant, workload},
+    name::nearest,
+    notice::Revoked,
+};
 use bulkhead_pool::{Request, View, ask, make, system_clock};
-use bulkhead_scale::{Doing, Instance, InstanceId, MachineId, State, Time};
+use bulkhead_scale::{Doing, Instance, InstanceId, MachineId, Pool, State, Time};
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     time::{Duration, Instant},
 };
 
+/// The most instances that one command asks for: more is a slip, and machines are bought for it.
+pub const COUNT_MAX: u32 = 100_000;
 /// How often it is looked how far the loop is.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long is waited at a terminal where nothing is said: more than a machine takes to boot, or to be given up.
@@ -97,26 +105,41 @@ pub fn one_service(target: &AppOrService) -> Result<AppService> {
     }
 }
 
-/// Asks, and waits where that is wanted.
+/// Asks, and waits where that is wanted. Where an environment is named it must be the pool's.
 ///
 /// # Errors
 /// Nothing was granted, no machine has room for one, or not all was done in time.
-pub async fn run(context: &Context, verb: Verb, target: &AppService, count: u32, args: &LoopArgs) -> Result<()> {
-    let looked = Looked::at(context)?;
+pub async fn run(
+    context: &Context,
+    verb: Verb,
+    target: &AppService,
+    count: u32,
+    environment: Option<&EnvironmentName>,
+    args: &LoopArgs,
+) -> Result<()> {
+    // To stop, nothing need be in order with what would be bought.
+    let looked = if verb == Verb::Stop { Looked::unchecked(context)? } else { Looked::at(context)? };
     let workload = workload(&target.app, &target.service);
     let request = match verb {
-        Verb::Stop => Request::Stop { workload: workload.clone(), pool: args.pool.clone(), count },
+        Verb::Stop => {
+            is_there(&looked, &workload, environment, &[])?;
+            Request::Stop { workload: workload.clone(), pool: args.pool.clone(), count }
+        }
         // As with every stop, no grant is needed for it.
         Verb::Scale { .. } if count == 0 => {
+            is_there(&looked, &workload, environment, &grants(&looked.files)?)?;
             Request::Stop { workload: workload.clone(), pool: args.pool.clone(), count: u32::MAX }
         }
         Verb::Start { is_movable } | Verb::Scale { is_movable } => {
-            let grant = granted(grants(&looked.files)?, &workload, args.pool.as_ref())?;
+            let revoked = revoked(&looked.files.directory, &looked.files.policy()?.policy)?;
+            let grant = granted(grants(&looked.files)?, &workload, args.pool.as_ref(), &revoked)?;
             let pool = looked.pools.named(&grant.grant.pool)?;
+            must_be_of(&looked, &pool.name, environment)?;
             let needs = needs(pool, grant.grant.service());
             if !pool.machine.fits(needs) {
                 return Err(does_not_fit(&pool.name, pool.machine, needs));
             }
+            covers_slots(&grant, pool)?;
             if is_movable && grant.grant.scratch {
                 let message = format!("{workload} stores data that goes with each instance: to move one is to lose it");
                 return Err(Error::usage(message).hint("leave `--movable` out"));
@@ -129,6 +152,9 @@ pub async fn run(context: &Context, verb: Verb, target: &AppService, count: u32,
             }
         }
     };
+    if let Some(text) = looked.view.as_ref().and_then(waits_already) {
+        context.ui.note(&text);
+    }
     make(&looked.path).map_err(|error| database_error(&error))?;
     let before = read(&looked.path)?.next_instance;
     let number = ask(&looked.path, &request).map_err(|error| database_error(&error))?;
@@ -159,8 +185,80 @@ pub async fn run(context: &Context, verb: Verb, target: &AppService, count: u32,
     Err(Error { shown: true, ..error })
 }
 
+/// That requests wait and no loop takes them: whoever types a command again because nothing happened asks twice.
+fn waits_already(view: &View) -> Option<String> {
+    let what = match view.pending.len() {
+        0 => return None,
+        _ if view.is_running => return None,
+        1 => "1 request waits already".to_owned(),
+        many => format!("{many} requests wait already"),
+    };
+    Some(format!("{what}; `scale --count` sets a total"))
+}
+
+/// The named environment must be the pool's.
+fn must_be_of(looked: &Looked, pool: &PoolName, environment: Option<&EnvironmentName>) -> Result<()> {
+    let section = looked.files.fleet.pools.get(pool);
+    match (section, environment) {
+        (Some(section), Some(environment)) if section.environment != *environment => {
+            let message = format!("pool `{pool}` is for `{}`, and not for `{environment}`", section.environment);
+            Err(Error::usage(message).hint("leave `-e` and BULKHEAD_ENV out: a pool has one environment"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether there is anything of a workload that could be stopped: instances, requests for some, or a grant. Those in
+/// pools must be in pools of the named environment.
+fn is_there(
+    looked: &Looked,
+    workload: &str,
+    environment: Option<&EnvironmentName>,
+    grants: &[GrantFile],
+) -> Result<()> {
+    let mut known: BTreeSet<String> = grants.iter().map(|file| file.grant.workload()).collect();
+    let mut pools: BTreeSet<&PoolName> = BTreeSet::new();
+    if let Some(view) = &looked.view {
+        known.extend(view.workloads.values().cloned());
+        for instance in &view.rows.instances {
+            if view.workloads.get(&instance.id).is_some_and(|of| of == workload) {
+                pools.extend(view.pools.get(usize::from(instance.pool.0)).map(|pool| &pool.name));
+            }
+        }
+        for asked in &view.pending {
+            if let Ok(Request::Start { workload: of, pool, .. } | Request::Scale { workload: of, pool, .. }) =
+                &asked.request
+            {
+                known.insert(of.clone());
+                pools.extend((of == workload).then_some(pool));
+            }
+        }
+    }
+    if !known.contains(workload) {
+        let error = Error::usage(format!("there is no instance of {workload}, and none was asked for"));
+        return Err(match nearest(workload, known.iter().map(String::as_str)) {
+            Some(near) => error.hint(format!("did you mean `{near}`?")),
+            None if known.is_empty() => error,
+            None => error.hint(format!("there are {}", known.into_iter().collect::<Vec<_>>().join(", "))),
+        });
+    }
+    pools.into_iter().try_for_each(|pool| must_be_of(looked, pool, environment))
+}
+
+/// A grant for fewer on a machine than the pool puts there would have starts refused.
+fn covers_slots(file: &GrantFile, pool: &Pool) -> Result<()> {
+    let (granted, slots) = (file.grant.instances, pool.machine.slots);
+    if granted >= slots {
+        return Ok(());
+    }
+    let place = shown(&file.path);
+    let message =
+        format!("the grant in {place} is for {granted} on a machine; one of pool `{}` takes {slots}", pool.name);
+    Err(Error::configuration(message).hint("slots were raised since: `bulkhead pool grant` again"))
+}
+
 /// The grant by which a service may run in a pool now.
-fn granted(all: Vec<GrantFile>, workload: &str, pool: Option<&PoolName>) -> Result<GrantFile> {
+fn granted(all: Vec<GrantFile>, workload: &str, pool: Option<&PoolName>, revoked: &Revoked) -> Result<GrantFile> {
     let is_of =
         |file: &GrantFile| file.grant.workload() == workload && pool.is_none_or(|pool| file.grant.pool == *pool);
     let mut grants: Vec<GrantFile> = all.into_iter().filter(is_of).collect();
@@ -176,6 +274,15 @@ fn granted(all: Vec<GrantFile>, workload: &str, pool: Option<&PoolName>) -> Resu
     };
     if file.grant.not_after <= now() {
         let message = format!("the grant in {} ended at {}", shown(&file.path), file.grant.not_after);
+        return Err(Error::new(Kind::Refused, message).hint(again));
+    }
+    if revoked.orders.contains(&Grant::id(file.signed.text.as_bytes())) {
+        let message = format!("the grant was revoked: {}", shown(&file.path));
+        return Err(Error::new(Kind::Refused, message).hint(again));
+    }
+    let image = file.grant.run.image;
+    if revoked.images.contains(&image) {
+        let message = format!("image {} of the grant in {} was revoked", image.short(), shown(&file.path));
         return Err(Error::new(Kind::Refused, message).hint(again));
     }
     Ok(file)
@@ -356,14 +463,12 @@ fn render(report: &InstancesReport, paint: Paint) -> String {
 mod tests {
     use super::*;
     use crate::commands::pool::tests::looked;
-    use bulkhead_core::PoolName;
     use bulkhead_core::{
         ImageId, SignedText, Timestamp,
-        grant::Grant,
         order::{Run, ServiceSpec},
     };
     use bulkhead_pool::{Asked, Database, Means, Nodes, Runner, Servers};
-    use bulkhead_scale::{Billing, CreateAnswer, DeleteAnswer, Limits, Machine, Micros, Pool, Room, Server, ServerId};
+    use bulkhead_scale::{Billing, CreateAnswer, DeleteAnswer, Limits, Machine, Micros, Room, Server, ServerId};
     use std::sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -396,8 +501,8 @@ mod tests {
         fn running(&self, _: &Machine) -> Option<u32> {
             None
         }
-        fn start(&self, _: &Machine, _: InstanceId, _: &str) -> bool {
-            true
+        fn start(&self, _: &Machine, _: InstanceId, _: &str) -> bulkhead_pool::Start {
+            bulkhead_pool::Start::Running
         }
         fn stop(&self, _: &Machine, _: InstanceId, _: &str) -> bool {
             true
@@ -437,6 +542,7 @@ mod tests {
                     nodes: Arc::new(Prompt::default()),
                     clock: system_clock(),
                     log: Box::new(|_, _| {}),
+                    told: std::sync::mpsc::channel().1,
                 };
                 Runner::new(database, "acme".parse().unwrap(), Limits::default(), pools, means)?.run(&ends)
             });
@@ -522,7 +628,8 @@ mod tests {
         let (one, two, over) = (file("one", i64::MAX), file("two", i64::MAX), file("one", 1));
         let of = |files: &[&GrantFile], pool: Option<&str>| {
             let pool = pool.map(|pool| pool.parse().unwrap());
-            let granted = granted(files.iter().map(|file| (*file).clone()).collect(), "notes/kernel", pool.as_ref());
+            let files = files.iter().map(|file| (*file).clone()).collect();
+            let granted = granted(files, "notes/kernel", pool.as_ref(), &Revoked::default());
             granted.map(|file| file.grant.pool.to_string()).map_err(|error| error.message)
         };
         assert_eq!(of(&[&one], None).unwrap(), "one");
@@ -531,5 +638,46 @@ mod tests {
         assert!(of(&[], None).unwrap_err().contains("not granted to any pool"));
         assert!(of(&[&one], Some("two")).unwrap_err().contains("not granted to pool `two`"));
         assert!(of(&[&over], None).unwrap_err().contains("ended at"));
+        let by_id = Revoked { orders: [Grant::id(one.signed.text.as_bytes())].into(), ..Revoked::default() };
+        let by_image = Revoked { images: [one.grant.run.image].into(), ..Revoked::default() };
+        for (revoked, words) in [(by_id, "the grant was revoked: one.json"), (by_image, "in one.json was revoked")] {
+            let error = granted(vec![one.clone()], "notes/kernel", None, &revoked).unwrap_err();
+            assert!(error.kind == Kind::Refused && error.message.contains(words), "{error:?}");
+        }
+        let pool = |slots| Pool::new("one".parse().unwrap(), slots, Micros(1), Billing::Free);
+        assert!(covers_slots(&one, &pool(2)).is_ok());
+        let error = covers_slots(&one, &pool(3)).unwrap_err();
+        assert_eq!(error.hints, ["slots were raised since: `bulkhead pool grant` again"]);
+    }
+
+    #[test]
+    fn only_what_is_there_can_be_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut looked = looked(folder.path());
+        let of = |looked: &Looked, workload: &str, environment: Option<&str>| {
+            let environment = environment.map(|name| name.parse().unwrap());
+            is_there(looked, workload, environment.as_ref(), &[]).map_err(|error| (error.message, error.hints))
+        };
+        assert!(of(&looked, "notes/kernel", None).is_ok());
+        assert!(of(&looked, "notes/kernel", Some("production")).is_ok());
+        let (message, _) = of(&looked, "notes/kernel", Some("staging")).unwrap_err();
+        assert_eq!(message, "pool `kernels` is for `production`, and not for `staging`");
+        let (message, hints) = of(&looked, "notes/kernle", None).unwrap_err();
+        assert_eq!(message, "there is no instance of notes/kernle, and none was asked for");
+        assert_eq!(hints, ["did you mean `notes/kernel`?"]);
+        // What was asked for and not begun yet can be taken back.
+        let view = looked.view.as_mut().unwrap();
+        assert_eq!(waits_already(view), None);
+        let request = Request::Start {
+            workload: "notes/kernle".into(),
+            pool: "kernels".parse().unwrap(),
+            needs: Room::slots(1),
+            is_movable: false,
+            count: 1,
+        };
+        view.pending.push(Asked { id: 1, request: Ok(request) });
+        assert_eq!(waits_already(view).unwrap(), "1 request waits already; `scale --count` sets a total");
+        assert!(of(&looked, "notes/kernle", None).is_ok());
+        assert!(of(&looked, "notes/kernle", Some("staging")).is_err());
     }
 }

@@ -258,8 +258,7 @@ impl Ui {
             return Ok(());
         }
         Err(Error::usage("this would change something, and there is no terminal to ask at")
-            .hint("say `--yes` to go on without a question")
-            .hint("of a deploy, `bulkhead plan -e ENV` shows what would change and changes nothing"))
+            .hint("say `--yes` to go on without a question"))
     }
 
     async fn ask(&self, prompt: &str) -> Result<String> {

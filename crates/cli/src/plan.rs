@@ -390,7 +390,7 @@ fn milliseconds(ms: u32) -> String {
 }
 
 /// A limit as a manifest writes it: in powers of 1024 where that is exact.
-fn binary_size(bytes: u64) -> String {
+pub(crate) fn binary_size(bytes: u64) -> String {
     for (shift, unit) in [(30, "G"), (20, "M"), (10, "K")] {
         if bytes.is_multiple_of(1 << shift) && bytes > 0 {
             return format!("{}{unit}", bytes >> shift);

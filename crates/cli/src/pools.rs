@@ -17,11 +17,12 @@ use crate::{
     workspace::{FLEET, FleetFiles, read_text, shown},
 };
 use bulkhead_core::{
-    FleetName, NodeName, PoolName, SignedText,
+    EnvironmentName, FleetName, NodeName, PoolName, SignedText,
     fleet::{Fleet, FleetNode, HeadroomSetting, PoolProvider, PoolSection, Span},
     grant::Grant,
     name::nearest,
     order::ServiceSpec,
+    policy::Policy,
 };
 use bulkhead_provider::{
     DigitalOcean, Fixed, FixedMachine, Hetzner, Image, Provider, Settings, Token, UserData, Wanted,
@@ -207,6 +208,27 @@ pub fn needs(pool: &Pool, service: &ServiceSpec) -> Room {
 /// A key is missing.
 pub fn wanted(fleet: &Fleet) -> Result<BTreeMap<PoolName, Wanted>> {
     fleet.pools.iter().map(|(name, section)| Ok((name.clone(), wanted_of(name, section)?))).collect()
+}
+
+/// Checks what a loop would find wrong only once it is to buy: what machines are bought as, and that the policy has the
+/// environments, without which their nodes would take no order.
+///
+/// # Errors
+/// A key is missing, or the policy lacks an environment.
+pub fn check(fleet: &Fleet, policy: &Policy) -> Result<()> {
+    wanted(fleet)?;
+    for (name, section) in &fleet.pools {
+        if !policy.environments.contains_key(&section.environment) {
+            let known: Vec<&str> = policy.environments.keys().map(EnvironmentName::as_str).collect();
+            let what = format!("the policy has no environment `{}`", section.environment);
+            let error = wrong(&format!("[pools.{name}] environment"), &what);
+            return Err(match nearest(section.environment.as_str(), known.iter().copied()) {
+                Some(near) => error.hint(format!("did you mean `{near}`?")),
+                None => error.hint(format!("it has {}", known.join(", "))),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn wanted_of(name: &PoolName, section: &PoolSection) -> Result<Wanted> {
@@ -461,6 +483,28 @@ mod tests {
             fleet.toml: pool `kernels` is from digitalocean, `more` from local; for now all pools of a fleet come from one provider
             "#
         );
+    }
+
+    #[test]
+    fn numbers_are_written_in_quotes() {
+        for (key, number) in [("price", "0.03571"), ("image", "12345")] {
+            let quoted = format!("{key} = \"{number}\"");
+            let error = parse_toml::<Fleet>(&GOOD.replace(&quoted, &format!("{key} = {number}"))).unwrap_err();
+            assert_eq!(error.hint, Some(format!("write it in quotes: `\"{number}\"`")), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_loop_would_find_wrong_is_said_before() {
+        let json = r#"{ "format": 1, "fleet": "acme", "version": 1, "root": { "threshold": 1, "keys": [] }, "keys": {},
+            "environments": { "production": { "accepts": [{ "release": 1 }] } } }"#;
+        let policy: Policy = serde_json::from_str(json).unwrap();
+        let of = |from: &str, to: &str| check(&fleet(&GOOD.replace(from, to)), &policy);
+        assert!(of("", "").is_ok());
+        assert!(of("region = \"fra1\"", "").unwrap_err().message.contains("[pools.kernels] region"));
+        let error = of("\"production\"", "\"prodction\"").unwrap_err();
+        assert_eq!(error.message, "fleet.toml: [pools.kernels] environment: the policy has no environment `prodction`");
+        assert_eq!(error.hints, ["did you mean `production`?"]);
     }
 
     #[test]

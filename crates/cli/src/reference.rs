@@ -131,13 +131,13 @@ fn commands_page() -> String {
          | `BULKHEAD_ENV` | the environment, as `-e` |\n\
          | `BULKHEAD_KEY` | a private key file to use before all others |\n\
          | `BULKHEAD_CACHE` | where this machine keeps what saves time |\n\
-         | `BULKHEAD_STATE` | where this machine keeps what it saw of nodes' audit logs |\n\
+         | `BULKHEAD_STATE` | where this machine keeps what it must not forget: what it saw of nodes' audit logs, and the database of a pool's loop, without which every machine that was bought is an orphan |\n\
          | `BULKHEAD_MIRROR` | a Debian mirror to use instead of `http://deb.debian.org/debian` |\n\
          | `BULKHEAD_DIGITALOCEAN_TOKEN`, `BULKHEAD_HETZNER_TOKEN` | what a pool's machines are bought with |\n\
          | `BULKHEAD_DIGITALOCEAN_TOKEN_FILE`, `BULKHEAD_HETZNER_TOKEN_FILE` | a file that has it |\n\
          | `BULKHEAD_DIGITALOCEAN_API`, `BULKHEAD_HETZNER_API` | the provider's address, if it is not its own |\n\
          | `BULKHEAD_LOCAL` | where local nodes' state lies |\n\
-         | `BULKHEAD_AGENT` | the agent's binary for local nodes |\n\
+         | `BULKHEAD_AGENT` | the agent's binary for nodes: local ones, adopted ones, and machines that a loop buys |\n\
          | `SSH_AUTH_SOCK` | the ssh-agent |\n\
          | `NO_COLOR` | no colours, if set to anything |\n\n",
     );

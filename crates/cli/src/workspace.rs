@@ -6,7 +6,7 @@
 //! | `fleet.toml`, `policy.json`, `policy.json.sig` | in the current folder or the nearest parent that has a `fleet.toml`, or `--fleet DIR` |
 //!
 //! What the commands keep for the team lies in `.bulkhead` beside `fleet.toml`, to be checked in: policies that were in
-//! force, statements about images, sealed secrets, witnessed ends of audit logs. No image ever holds it.
+//! force, statements about images, notices, grants, sealed secrets, witnessed ends of audit logs. No image ever holds it.
 //!
 //! `policy.json.sig` is a JSON list of armoured SSHSIG signatures over the exact
 //! bytes of `policy.json`. The policy is verified before a word of it is used.

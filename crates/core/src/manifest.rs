@@ -335,12 +335,17 @@ impl From<toml::de::Error> for ManifestError {
     }
 }
 
-/// serde writes ``unknown field `x`, expected one of `a`, `b` ``; the nearest of those is the hint.
+/// serde writes ``unknown field `x`, expected one of `a`, `b` ``; the nearest of those is the hint. A number where text is
+/// wanted lacks quotes.
 fn unknown_key_hint(error: toml::de::Error, text: Option<&str>) -> ManifestError {
     let message = error.message().to_owned();
     let mut words = message.split('`').skip(1).step_by(2);
+    let is_number = ["integer", "floating point"].iter().any(|kind| message.contains(&format!("invalid type: {kind}")));
     let hint = match (message.starts_with("unknown "), words.next()) {
         (true, Some(unknown)) => nearest(unknown, words).map(|known| format!("did you mean `{known}`?")),
+        (false, Some(number)) if is_number && message.ends_with("expected a string") => {
+            Some(format!("write it in quotes: `\"{number}\"`"))
+        }
         _ => None,
     };
     let line = match (text, error.span()) {

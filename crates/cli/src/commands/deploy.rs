@@ -58,7 +58,10 @@ pub struct DeployArgs {
 /// # Errors
 /// The image cannot be built, nobody agreed, or a node did not do it.
 pub async fn run(context: &Context, args: &DeployArgs) -> Result<()> {
-    context.ui.must_be_able_to_ask(args.order.yes)?;
+    context
+        .ui
+        .must_be_able_to_ask(args.order.yes)
+        .map_err(|error| error.hint("`bulkhead plan -e ENV` shows what would change and changes nothing"))?;
     check_message(&args.order)?;
     let app = App::load(&context.places)?;
     if let Some(file) = args.order.draft.as_ref().or(args.order.order.as_ref()) {

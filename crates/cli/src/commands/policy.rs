@@ -5,11 +5,12 @@ use crate::{
     args::MaybeEnvironment,
     error::{Error, ErrorBody, Kind, Result},
     ledger::Ledger,
+    notices::{NOTICES, keep_notice},
     output::{Paint, printable},
     proposal::{self, Proposal, Signed, name_of},
     session::{Answer, As, Hand, Session, identities, not_taken, now, sign_error, summary},
     table::Table,
-    workspace::{FleetFiles, POLICY, read_text},
+    workspace::{FleetFiles, POLICY, read_text, shown},
 };
 use bulkhead_core::{
     EnvironmentName, NodeName, PersonName, SignedText,
@@ -643,7 +644,7 @@ pub(crate) fn one_of(hand: &Hand) -> Result<&bulkhead_fleet::sign::Signer> {
     })
 }
 
-/// Brings a signed document to every node, and says what came of it.
+/// Keeps a notice beside `fleet.toml`, brings it to every node, and says what came of it.
 pub(crate) async fn bring_notice(
     context: &Context,
     session: &Session,
@@ -655,6 +656,7 @@ pub(crate) async fn bring_notice(
     let text =
         String::from_utf8(bytes).map_err(|error| Error::during(Kind::Internal, "the document is not text", &error))?;
     let document = SignedText { text, signatures };
+    keep_notice(&session.files.directory, paper, &document)?;
     let nodes = session.files.all_nodes(None)?;
     let answers = session
         .ask_all(&nodes, As::Courier, move |client| {
@@ -679,7 +681,14 @@ pub(crate) async fn bring_notice(
         brought.iter().for_each(|node| table.row([node.node.clone(), said(node)]));
         table.render(paint)
     })?;
-    not_taken(&errors, asked).map_or(Ok(()), Err)
+    let place = shown(&session.files.directory.join(NOTICES)).to_string();
+    let kept = format!("it is kept in {place}, and machines that a loop buys are brought it");
+    match not_taken(&errors, asked) {
+        None if asked == 0 => context.ui.note(&format!("there is no node yet; {kept}")),
+        None => {}
+        Some(error) => return Err(error.hint(kept).hint("nodes that were away: the same command again")),
+    }
+    Ok(())
 }
 
 fn said(node: &BroughtTo) -> String {

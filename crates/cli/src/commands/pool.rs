@@ -33,6 +33,10 @@ use std::path::PathBuf;
 /// What to say where no loop runs.
 pub(crate) const NO_LOOP: &str = "no loop runs here: `bulkhead pool run` buys machines and starts instances";
 
+/// What a freeze means.
+const FROZEN: &str =
+    "frozen: nothing is bought, emptied or deleted; instances still start and stop: `bulkhead pool thaw`";
+
 /// Shows and brakes machines that are bought by program, and says what may run there
 ///
 /// `[pools.NAME]` of `fleet.toml` says what is bought. See docs/elasticity.md.
@@ -92,7 +96,15 @@ pub(crate) struct Looked {
 }
 
 impl Looked {
+    /// With a check of all that a loop would find wrong.
     pub(crate) fn at(context: &Context) -> Result<Self> {
+        let looked = Self::unchecked(context)?;
+        pools::check(&looked.files.fleet, &looked.files.policy()?.policy)?;
+        Ok(looked)
+    }
+
+    /// For what must be possible whatever is wrong with what would be bought: brakes, stops.
+    pub(crate) fn unchecked(context: &Context) -> Result<Self> {
         let files = FleetFiles::load(&context.places)?;
         let pools = Pools::of(&files.fleet)?;
         let path = pools::database(&files.fleet.fleet)?;

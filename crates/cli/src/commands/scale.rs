@@ -4,7 +4,7 @@ use crate::{
     Context,
     args::AppService,
     error::Result,
-    instances::{LoopArgs, Verb, run as ask},
+    instances::{COUNT_MAX, LoopArgs, Verb, run as ask},
 };
 use clap::Args;
 
@@ -19,7 +19,7 @@ pub struct ScaleArgs {
     pub target: AppService,
 
     /// How many.
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(0..=i64::from(COUNT_MAX)))]
     pub count: u32,
 
     /// New ones may be moved while they run, started elsewhere and then stopped here, so that machines
@@ -36,5 +36,5 @@ pub struct ScaleArgs {
 /// # Errors
 /// Nothing was granted, no machine has room for one, or not all was done in time.
 pub async fn run(context: &Context, args: &ScaleArgs) -> Result<()> {
-    ask(context, Verb::Scale { is_movable: args.movable }, &args.target, args.count, &args.pool).await
+    ask(context, Verb::Scale { is_movable: args.movable }, &args.target, args.count, None, &args.pool).await
 }

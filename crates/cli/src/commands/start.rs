@@ -5,7 +5,7 @@ use crate::{
     args::{AppOrService, EnvironmentOrCount, OrderArgs},
     commands::stop::services_order,
     error::{Error, Result},
-    instances::{self, LoopArgs, Verb, one_service},
+    instances::{self, COUNT_MAX, LoopArgs, Verb, one_service},
     session::Purpose,
 };
 use bulkhead_core::order::Action;
@@ -25,7 +25,12 @@ pub struct StartArgs {
 
     /// Instead: so many more instances of the service in its pool. Asks the loop, makes no order, and prints what
     /// `bulkhead scale` does.
-    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["draft", "order", "message", "accept_restored"])]
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(COUNT_MAX)),
+        conflicts_with_all = ["draft", "order", "message", "accept_restored"]
+    )]
     pub count: Option<u32>,
 
     /// With `--count`: one of them may be moved while it runs, started elsewhere and then stopped here, so that machines
@@ -51,6 +56,7 @@ pub async fn run(context: &Context, args: &StartArgs) -> Result<()> {
             Verb::Start { is_movable: args.movable },
             &one_service(&args.target)?,
             count,
+            args.environment.environment.as_ref(),
             &args.pool,
         )
         .await;

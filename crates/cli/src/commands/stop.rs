@@ -4,7 +4,7 @@ use crate::{
     Context,
     args::{AppOrService, EnvironmentOrCount, OrderArgs},
     error::{Error, Result},
-    instances::{self, LoopArgs, Verb, one_service},
+    instances::{self, COUNT_MAX, LoopArgs, Verb, one_service},
     left::command_line,
     orders::{Draft, carry_out, check_message},
     session::{Purpose, Session},
@@ -28,7 +28,12 @@ pub struct StopArgs {
 
     /// Instead: so many fewer instances of the service in its pool. Asks the loop, makes no order, and prints what
     /// `bulkhead scale` does.
-    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["draft", "order", "message", "accept_restored"])]
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(COUNT_MAX)),
+        conflicts_with_all = ["draft", "order", "message", "accept_restored"]
+    )]
     pub count: Option<u32>,
 
     #[command(flatten)]
@@ -44,7 +49,8 @@ pub struct StopArgs {
 /// Nobody agreed, or a node did not do it.
 pub async fn run(context: &Context, args: &StopArgs) -> Result<()> {
     if let Some(count) = args.count {
-        return instances::run(context, Verb::Stop, &one_service(&args.target)?, count, &args.pool).await;
+        let (target, environment) = (one_service(&args.target)?, args.environment.environment.as_ref());
+        return instances::run(context, Verb::Stop, &target, count, environment, &args.pool).await;
     }
     let environment = args.environment.environment.as_ref();
     let environment = environment.ok_or_else(|| Error::usage("name the environment with `-e ENV`"))?;

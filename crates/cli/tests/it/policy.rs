@@ -1,7 +1,9 @@
 //! Policies as files that people pass around, without a node.
 
 use crate::{Folder, Ran};
-use bulkhead_core::policy::Policy;
+use bulkhead_cli::notices::{notices, revoked};
+use bulkhead_core::{notice::Revoked, policy::Policy};
+use bulkhead_wire::Paper;
 use std::process::Command;
 
 impl Folder {
@@ -189,4 +191,35 @@ fn what_is_left_of_an_enacted_proposal_is_none() {
     }
     says(&folder.run("policy push --yes"), 0, "policy version 2");
     says(&folder.run("policy diff"), 3, "nothing is proposed");
+}
+
+#[test]
+fn notices_are_kept_for_nodes_that_come_later() {
+    let folder = Folder::initialised();
+    let order = "ab".repeat(32);
+    let ran = folder.run_with_key(&format!("revoke --order {order} --reason lost --yes"), "key");
+    says(
+        &ran,
+        0,
+        "there is no node yet; it is kept in .bulkhead/notices, and machines that a loop buys are brought it",
+    );
+    says(&folder.run_with_key("policy heartbeat", "key"), 0, "it is kept in .bulkhead/notices");
+    let papers: Vec<Paper> = notices(folder.path()).unwrap().into_iter().map(|(paper, _)| paper).collect();
+    assert_eq!(papers, [Paper::Revocation, Paper::Heartbeat]);
+    let of = |policy: &Policy| revoked(folder.path(), policy).unwrap().orders;
+    let policy = folder.policy();
+    assert_eq!(of(&policy), [order.parse().unwrap()].into());
+    // Whoever signed it must be somebody by the policy.
+    let other = Folder::initialised();
+    assert!(of(&Policy { fleet: policy.fleet.clone(), ..other.policy() }).is_empty());
+    // What the policy itself revokes counts too.
+    let more = "cd".repeat(32).parse().unwrap();
+    let listed = Revoked { orders: [more].into(), ..Revoked::default() };
+    assert_eq!(of(&Policy { revoked: listed, ..policy }), [order.parse().unwrap(), more].into());
+    // A node that is away is brought it later.
+    let fleet =
+        folder.read("fleet.toml") + "\n[nodes.a]\nenvironment = \"staging\"\naddress = \"127.0.0.1\"\nport = 1\n";
+    folder.write("fleet.toml", &fleet);
+    let ran = folder.run_with_key(&format!("revoke --order {order} --reason lost --yes"), "key");
+    says(&ran, 4, "it is kept in .bulkhead/notices");
 }

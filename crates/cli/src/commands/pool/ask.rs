@@ -94,25 +94,25 @@ pub struct PoolAskedReport {
 }
 
 pub(super) fn freeze(context: &Context) -> Result<()> {
-    put(context, &Looked::at(context)?, "freeze", None, &Request::Freeze)
+    put(context, &Looked::unchecked(context)?, "freeze", None, &Request::Freeze)
 }
 
 pub(super) async fn thaw(context: &Context, args: &ThawArgs) -> Result<()> {
     context.ui.must_be_able_to_ask(args.yes)?;
-    let looked = Looked::at(context)?;
+    let looked = Looked::unchecked(context)?;
     context.ui.confirm("Buy, empty and delete machines again?", args.yes).await?;
     put(context, &looked, "thaw", None, &Request::Thaw)
 }
 
 pub(super) fn cordon(context: &Context, args: &CordonArgs) -> Result<()> {
-    let looked = Looked::at(context)?;
+    let looked = Looked::unchecked(context)?;
     let machine = machine(&looked, &args.machine)?;
     must_be(machine, matches!(machine.state, State::Ready | State::Draining), "ready or draining")?;
     wish(context, &looked, "cordon", machine, Wish::Cordon)
 }
 
 pub(super) fn uncordon(context: &Context, args: &UncordonArgs) -> Result<()> {
-    let looked = Looked::at(context)?;
+    let looked = Looked::unchecked(context)?;
     let machine = machine(&looked, &args.machine)?;
     let is_held = match machine.state {
         State::Cordoned | State::Draining => true,
@@ -125,9 +125,14 @@ pub(super) fn uncordon(context: &Context, args: &UncordonArgs) -> Result<()> {
 
 pub(super) async fn drain(context: &Context, args: &DrainArgs) -> Result<()> {
     context.ui.must_be_able_to_ask(args.yes)?;
-    let looked = Looked::at(context)?;
+    let looked = Looked::unchecked(context)?;
     let machine = machine(&looked, &args.machine)?;
-    must_be(machine, matches!(machine.state, State::Ready | State::Cordoned), "ready or cordoned")?;
+    must_be(machine, matches!(machine.state, State::Ready | State::Cordoned), "ready or cordoned").map_err(
+        |error| match machine.state {
+            State::Quarantined => error.hint(format!("`bulkhead pool discard {}` gives it back", node(machine))),
+            _ => error,
+        },
+    )?;
     let question =
         format!("Empty {}, on which {} instances are, and give it back?", node(machine), machine.instances.len());
     context.ui.confirm(&question, args.yes).await?;
@@ -136,16 +141,21 @@ pub(super) async fn drain(context: &Context, args: &DrainArgs) -> Result<()> {
 
 pub(super) async fn discard(context: &Context, args: &DiscardArgs) -> Result<()> {
     context.ui.must_be_able_to_ask(args.yes)?;
-    let looked = Looked::at(context)?;
+    let looked = Looked::unchecked(context)?;
     let machine = machine(&looked, &args.machine)?;
-    must_be(machine, machine.state == State::Quarantined, "in quarantine")?;
+    must_be(machine, machine.state == State::Quarantined, "in quarantine").map_err(|error| match machine.state {
+        State::Ready | State::Cordoned => {
+            error.hint(format!("`bulkhead pool drain {}` empties it and gives it back", node(machine)))
+        }
+        _ => error,
+    })?;
     context.ui.confirm(&format!("Give {} back, with all that is on it?", node(machine)), args.yes).await?;
     wish(context, &looked, "discard", machine, Wish::Discard)
 }
 
 pub(super) async fn release_orphan(context: &Context, args: &ReleaseOrphanArgs) -> Result<()> {
     context.ui.must_be_able_to_ask(args.yes)?;
-    let looked = Looked::at(context)?;
+    let looked = Looked::unchecked(context)?;
     let server = ServerId(args.server);
     let orphans = looked.view.iter().flat_map(|view| &view.orphans);
     let Some((_, name)) = orphans.clone().find(|(known, _)| *known == server) else {
@@ -155,7 +165,7 @@ pub(super) async fn release_orphan(context: &Context, args: &ReleaseOrphanArgs) 
     };
     context
         .ui
-        .confirm_word(&format!("Delete {name} ({server}) at the provider?"), &server.to_string(), args.yes)
+        .confirm_word(&format!("Delete {} ({server}) at the provider?", printable(name)), &server.to_string(), args.yes)
         .await?;
     let what = format!("delete the orphan {name}");
     put(context, &looked, &what, None, &Request::DeleteOrphan { server })

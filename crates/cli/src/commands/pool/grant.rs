@@ -6,24 +6,27 @@ use crate::{
     deployment::{build_image, keep_contents, note_build},
     error::{Error, Kind, Result},
     git,
-    grants::write_signed,
-    output::{Paint, size},
+    grants::{read_signed, write_signed},
+    notices::revoked,
+    output::Paint,
+    plan::binary_size,
     pools::{self, Pools, grant_path},
     proposal::name_of,
     session::{Purpose, Session, now, sign_error},
     workspace::{App, FleetFiles, shown},
 };
 use bulkhead_core::{
-    PersonName, PoolName, ServiceName, SignedText,
+    OrderId, PersonName, PoolName, ServiceName, SignedText, Timestamp,
     grant::{Grant, NAMESPACE},
     name::nearest,
+    notice::Revoked,
     order::{Run, ServiceSpec},
     policy::Role,
 };
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const DAY_S: i64 = 24 * 3600;
 
@@ -97,6 +100,8 @@ pub struct PoolGrantReport {
     pub instances: u32,
     /// When it ends, in seconds since 1970.
     pub not_after: i64,
+    /// The grant that the file had before, where that holds on: its key may act on it until it ends or is revoked.
+    pub before: Option<String>,
 }
 
 /// Builds, shows what is allowed, asks, signs.
@@ -127,6 +132,7 @@ pub(super) async fn run(context: &Context, args: &GrantArgs) -> Result<()> {
         return Err(Error::usage(message).hint(format!("say `--instances {slots}` or more")));
     }
     let session = Session::of(context, files)?;
+    pools::check(&session.files.fleet, &session.policy.policy)?;
     let key = key(&session, args.key.as_ref())?;
 
     let directory = app.directory.clone();
@@ -177,6 +183,7 @@ pub(super) async fn run(context: &Context, args: &GrantArgs) -> Result<()> {
     let id = Grant::id(&bytes);
     let text =
         String::from_utf8(bytes).map_err(|error| Error::during(Kind::Internal, "the grant is not text", &error))?;
+    let before = before(&file, &grant, issued, &revoked(&session.files.directory, &session.policy.policy)?);
     write_signed(&file, &SignedText { text, signatures })?;
     let report = PoolGrantReport {
         grant: id.to_string(),
@@ -187,6 +194,7 @@ pub(super) async fn run(context: &Context, args: &GrantArgs) -> Result<()> {
         machines,
         instances: grant.instances,
         not_after: grant.not_after.0,
+        before: before.as_ref().map(|(id, _)| id.to_string()),
     };
     context.ui.result(&report, |report, paint| {
         let what = paint.bold(&format!("grant {id}"));
@@ -194,7 +202,23 @@ pub(super) async fn run(context: &Context, args: &GrantArgs) -> Result<()> {
             "{what}: {} in {}, until {}, in {}\nnext: `bulkhead start {} --count 1`\n",
             report.workload, report.pool, grant.not_after, report.file, report.workload
         )
-    })
+    })?;
+    if let Some((id, not_after)) = before {
+        context.ui.note(&format!(
+            "the grant before it holds on until {not_after}, and the loop's key may act on it: `bulkhead revoke --order {id} --reason …` ends it"
+        ));
+    }
+    Ok(())
+}
+
+/// The grant that a file has, which a new one for the same replaces there but does not end, and when it ends.
+fn before(file: &Path, new: &Grant, now: Timestamp, revoked: &Revoked) -> Option<(OrderId, Timestamp)> {
+    // A file that has none is replaced as any other.
+    let bytes = read_signed(file).ok()?.text.into_bytes();
+    let (old, id) = (Grant::parse(&bytes).ok()?, Grant::id(&bytes));
+    let is_for_the_same = old.fleet == new.fleet && old.pool == new.pool && old.workload() == new.workload();
+    let holds = is_for_the_same && old != *new && old.not_after > now && !revoked.orders.contains(&id);
+    holds.then_some((id, old.not_after))
 }
 
 /// An instance that no machine of a pool can hold.
@@ -230,7 +254,7 @@ fn service(mut services: Vec<ServiceSpec>, wanted: Option<&ServiceName>) -> Resu
 fn key(session: &Session, wanted: Option<&PersonName>) -> Result<String> {
     let policy = &session.policy.policy;
     let holders: Vec<_> = policy.holders(Role::Scale).collect();
-    let add = "`bulkhead key add` can give a key of the loop's own the role `scale`";
+    let add = "`bulkhead key add NAME FILE --role scale --role courier --role observe`, with a key made for the loop";
     match (wanted, holders.as_slice()) {
         (Some(wanted), holders) => {
             holders.iter().find(|(name, _)| *name == wanted).map(|(_, key)| key.key.clone()).ok_or_else(|| {
@@ -266,7 +290,7 @@ fn preview(grant: &Grant, holder: &str, paint: Paint) -> String {
         let names: Vec<&str> = service.volumes.iter().map(|volume| volume.name.as_str()).collect();
         line("store", &format!("{} for as long as an instance lasts; it is deleted with it", names.join(", ")));
     }
-    let memory = service.memory_max_bytes.map(|bytes| format!("{} of memory", size(bytes)));
+    let memory = service.memory_max_bytes.map(|bytes| format!("{} of memory", binary_size(bytes)));
     let cpu = service.cpu_percent.map(|percent| format!("{percent} % of a core"));
     let tasks = service.tasks_max.map(|tasks| format!("{tasks} tasks"));
     let limits: Vec<String> = [memory, cpu, tasks].into_iter().flatten().collect();
@@ -280,7 +304,7 @@ fn preview(grant: &Grant, holder: &str, paint: Paint) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bulkhead_core::{ImageId, Timestamp};
+    use bulkhead_core::ImageId;
 
     fn spec(name: &str) -> ServiceSpec {
         ServiceSpec::new(name.parse().unwrap(), vec![name.into(), "--serve".into()])
@@ -299,11 +323,10 @@ mod tests {
         assert_eq!(of(&["web", "kernel"], Some("kernle")).unwrap_err().hints, ["did you mean `kernel`?"]);
     }
 
-    #[test]
-    fn what_is_signed_in_words() {
+    fn grant() -> Grant {
         let mut kernel = spec("kernel");
-        (kernel.memory_max_bytes, kernel.cpu_percent) = (Some(64_000_000), Some(50));
-        let grant = Grant {
+        (kernel.memory_max_bytes, kernel.cpu_percent) = (Some(256 << 20), Some(50));
+        Grant {
             format: 1,
             fleet: "acme".parse().unwrap(),
             environment: "production".parse().unwrap(),
@@ -316,12 +339,37 @@ mod tests {
             instances: 23,
             issued: Timestamp(0),
             not_after: Timestamp(90 * DAY_S),
+        }
+    }
+
+    #[test]
+    fn what_is_replaced_and_holds_on_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("grant.json");
+        let new = Grant { issued: Timestamp(5), ..grant() };
+        let of = |now, revoked: &Revoked| before(&file, &new, Timestamp(now), revoked).map(|(id, _)| id);
+        let nothing = Revoked::default();
+        assert_eq!(of(5, &nothing), None);
+        let keep = |grant: &Grant| {
+            let text = String::from_utf8(grant.to_bytes()).unwrap();
+            write_signed(&file, &SignedText { text, signatures: vec![] }).unwrap();
+            Grant::id(&grant.to_bytes())
         };
-        insta::assert_snapshot!(preview(&grant, "scaler", Paint { colour: false }), @r"
+        let id = keep(&grant());
+        assert_eq!(of(5, &nothing), Some(id));
+        assert_eq!(of(91 * DAY_S, &nothing), None);
+        assert_eq!(of(5, &Revoked { orders: [id].into(), ..Revoked::default() }), None);
+        keep(&Grant { app: "other".parse().unwrap(), ..grant() });
+        assert_eq!(of(5, &nothing), None);
+    }
+
+    #[test]
+    fn what_is_signed_in_words() {
+        insta::assert_snapshot!(preview(&grant(), "scaler", Paint { colour: false }), @r"
         scaler, for pool kernels of acme (production) may, without asking anybody:
           run       notes/kernel and nothing else, as kernel --serve
           from      image 6105d6cc76af
-          each with 64 MB of memory, 50 % of a core
+          each with 256M of memory, 50 % of a core
           at most   23 on each of 10 machines
           until     1970-04-01T00:00:00Z
         ");

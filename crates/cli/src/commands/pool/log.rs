@@ -41,7 +41,7 @@ pub struct ToldLine {
 
 /// Shows them.
 pub(super) async fn run(context: &Context, args: &LogArgs) -> Result<()> {
-    let looked = Looked::at(context)?;
+    let looked = Looked::unchecked(context)?;
     let read = |after, most| decisions(&looked.path, after, most).map_err(|error| database_error(&error));
     let mut last = read(0, 1)?.last().map_or(0, |told| told.id);
     for told in read(0, args.lines)? {

@@ -1,6 +1,6 @@
 //! `bulkhead pool ls`.
 
-use super::{Looked, NO_LOOP, against, span};
+use super::{FROZEN, Looked, NO_LOOP, against, span};
 use crate::{
     Context,
     error::Result,
@@ -9,7 +9,7 @@ use crate::{
     table::Table,
 };
 use bulkhead_pool::{NodeRecord, Told, decisions, records};
-use bulkhead_scale::{Doing, Event, Micros, Output, PoolIndex, State, Time};
+use bulkhead_scale::{Cause, Doing, Event, Machine, Micros, Output, Pool, PoolIndex, State, Time};
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -97,6 +97,8 @@ pub struct ListedMachine {
     pub address: Option<String>,
     /// Since when it does not answer, in milliseconds since 1970.
     pub silent_since_ms: Option<u64>,
+    /// When it is given back by itself, in milliseconds since 1970, where it is in quarantine and nobody must decide.
+    pub goes_ms: Option<u64>,
     /// The parts of its way from the request to the provider to its first instance, as far as it is.
     pub parts: Vec<MachinePart>,
 }
@@ -189,6 +191,12 @@ fn report(looked: &Looked, nodes: &BTreeMap<String, NodeRecord>, told: &[Told]) 
         });
     }
     let view = looked.view.as_ref();
+    // A loop that takes rows up listens anew; what the last one heard stands in the rows alone.
+    let silent: BTreeMap<_, _> = view
+        .iter()
+        .flat_map(|view| &view.rows.machines)
+        .filter_map(|machine| Some((machine.id, machine.silent_since?.0)))
+        .collect();
     PoolLsReport {
         running: looked.is_running(),
         frozen: view.is_some_and(|view| view.rows.is_frozen),
@@ -211,7 +219,8 @@ fn report(looked: &Looked, nodes: &BTreeMap<String, NodeRecord>, told: &[Told]) 
                     slots: pool.map_or(0, |pool| pool.machine.slots),
                     server: machine.server.map(|server| server.0),
                     address: node.map(|node| node.node.address.clone()),
-                    silent_since_ms: machine.silent_since.map(|since| since.0),
+                    silent_since_ms: silent.get(&machine.id).copied(),
+                    goes_ms: goes_ms(machine, pool),
                     parts: parts.into_iter().map(|(part, ms)| MachinePart { part: part.to_owned(), ms }).collect(),
                 }
             })
@@ -222,6 +231,27 @@ fn report(looked: &Looked, nodes: &BTreeMap<String, NodeRecord>, told: &[Told]) 
             .map(|(server, name)| ListedOrphan { server: server.0, name: name.clone() })
             .collect(),
     }
+}
+
+/// When a machine goes from quarantine by itself. Those that something is on, or that are not what they were, wait for
+/// people.
+fn goes_ms(machine: &Machine, pool: Option<&Pool>) -> Option<u64> {
+    let is_for_people = matches!(machine.cause, Some(Cause::Renamed | Cause::Unknown));
+    let goes = machine.state == State::Quarantined && machine.instances.is_empty() && !is_for_people;
+    pool.filter(|_| goes).map(|pool| machine.since.plus(pool.quarantine_ms).0)
+}
+
+/// What a person can do about a machine in quarantine.
+fn about_quarantined(machine: &ListedMachine, now: Time) -> String {
+    let name = &machine.machine;
+    let address = machine.address.as_deref().unwrap_or("its address at the provider");
+    let goes = machine.goes_ms.map_or_else(
+        || "it stays until somebody decides".to_owned(),
+        |goes| format!("by itself it goes in {}", span(Time(goes).since(now))),
+    );
+    format!(
+        "quarantined: {name} is paid for; look at it with `ssh root@{address}` and the loop's key, then `bulkhead pool discard {name}`; {goes}"
+    )
 }
 
 /// `2 ready, 1 booting`, in an order of its own.
@@ -295,8 +325,11 @@ fn render(report: &PoolLsReport, now: Time, paint: Paint) -> String {
             orphan.server
         ));
     }
+    for machine in report.machines.iter().filter(|machine| machine.state == State::Quarantined.as_str()) {
+        notes.push(about_quarantined(machine, now));
+    }
     if report.frozen {
-        notes.push("frozen: nothing is bought, emptied or deleted: `bulkhead pool thaw`".to_owned());
+        notes.push(FROZEN.to_owned());
     }
     if !report.running {
         notes.push(NO_LOOP.to_owned());
@@ -352,7 +385,7 @@ mod tests {
             "milestones": { "asked": 100, "located": 1_600, "reached": 31_000, "packaged": 31_100, "laid_out": 33_000 },
         });
         let nodes = [("kernels-k3f9-0".to_owned(), serde_json::from_value(json).unwrap())].into();
-        let mut report = report(&looked, &nodes, &[]);
+        let mut report = super::report(&looked, &nodes, &[]);
         report.orphans.push(ListedOrphan { server: 77, name: "kernels-zzzz-3.acme.bulkhead".into() });
         insta::assert_snapshot!(render(&report, looked.now, Paint { colour: false }), @r"
         POOL     ENV         MACHINES            SLOTS           INSTANCES                         PER HOUR  THIS MONTH
@@ -366,6 +399,46 @@ mod tests {
         orphan: the provider has kernels-zzzz-3.acme.bulkhead (77), which is on no record and costs money: `bulkhead pool release-orphan 77`
         no loop runs here: `bulkhead pool run` buys machines and starts instances
         ");
+        let notes = |report: &PoolLsReport| {
+            let text = render(report, looked.now, Paint { colour: false });
+            text.lines()
+                .filter(|line| line.contains("quarantined: ") || line.contains("silent"))
+                .collect::<Vec<_>>()
+                .join("\n")
+        };
+        report.machines[1].state = "quarantined".into();
+        report.machines[1].goes_ms = Some(looked.now.0 + 1_800_000);
+        report.machines[1].address = Some("192.0.2.2".into());
+        insta::assert_snapshot!(notes(&report), @"");
+        report.machines[1].goes_ms = None;
+        assert!(notes(&report).ends_with("it stays until somebody decides"));
         insta::assert_snapshot!(ways(&report, Paint { colour: false }), @"");
+    }
+
+    #[test]
+    fn a_machine_that_fell_silent_is_shown_as_that() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut looked = looked(folder.path());
+        let then = Time(looked.now.0 - 7_000);
+        looked.view.as_mut().unwrap().rows.machines[0].silent_since = Some(then);
+        let report = super::report(&looked, &BTreeMap::new(), &[]);
+        assert_eq!(report.machines[0].silent_since_ms, Some(then.0));
+        assert!(render(&report, looked.now, Paint { colour: false }).contains("silent since 7 s"));
+    }
+
+    #[test]
+    fn quarantine_ends_by_itself_or_by_people() {
+        let folder = tempfile::tempdir().unwrap();
+        let looked = looked(folder.path());
+        let pool = &looked.pools.pools[0];
+        let mut machine = looked.view.as_ref().unwrap().rows.machines[0].clone();
+        let of = |machine: &Machine| goes_ms(machine, Some(pool));
+        assert_eq!(of(&machine), None);
+        (machine.state, machine.cause) = (State::Quarantined, Some(Cause::NeverReady));
+        assert_eq!(of(&machine), None, "instances are on it");
+        machine.instances.clear();
+        assert_eq!(of(&machine), Some(machine.since.0 + pool.quarantine_ms));
+        machine.cause = Some(Cause::Unknown);
+        assert_eq!(of(&machine), None);
     }
 }

@@ -1,20 +1,25 @@
 //! `bulkhead pool plan`.
 
-use super::{Looked, against};
+use super::{FROZEN, Looked, against};
 use crate::{
     Context,
     error::Result,
+    instances::COUNT_MAX,
     output::{Paint, printable},
 };
+use bulkhead_core::PoolName;
 use bulkhead_pool::Request;
-use bulkhead_scale::{Command, Decision, Event, MachineId, Output, PoolIndex, Scaler};
+use bulkhead_scale::{
+    Command, Decision, Doing, Event, InstanceId, MachineId, Micros, Output, PoolIndex, Room, Scaler, Wish,
+};
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 /// Shows what the loop would decide if it looked now, and what holds it back
 ///
-/// Decided on a copy: nothing is bought, started or written.
+/// With what was asked and no loop has taken yet. Decided on a copy: nothing is bought, started or written.
 #[derive(Debug, Args)]
 pub(super) struct PlanArgs {}
 
@@ -23,15 +28,17 @@ pub(super) struct PlanArgs {}
 pub struct PoolPlanReport {
     /// Whether a loop runs on this machine.
     pub running: bool,
-    /// Whether nothing is bought, emptied or deleted.
+    /// Whether nothing is bought, emptied or deleted, once what was asked is done.
     pub frozen: bool,
+    /// How many machines would be bought for each pool, and what they cost.
+    pub buys: Vec<String>,
     /// What would be decided, and why.
     pub decisions: Vec<String>,
     /// What would be done; nothing where a loop runs, which has begun it.
     pub commands: Vec<String>,
     /// Why nothing is bought for what waits.
     pub holds: Vec<String>,
-    /// How far each pool, and all together, are from their limits.
+    /// How far each pool, and all together, are from their limits now.
     pub limits: Vec<String>,
     /// What was asked and is not carried out yet.
     pub pending: Vec<String>,
@@ -44,57 +51,238 @@ pub(super) fn run(context: &Context, _: &PlanArgs) -> Result<()> {
 }
 
 fn report(looked: &Looked) -> PoolPlanReport {
-    let mut scaler = looked.scaler();
-    let limits = limits(looked, &scaler);
-    let mut output = Output::default();
-    scaler.step(Event::Tick, looked.now, &mut output);
-    let (holds, decisions): (Vec<_>, Vec<_>) =
-        output.decisions.iter().partition(|decision| matches!(decision, Decision::Hold { .. }));
-    let words = |decisions: Vec<&Decision>| decisions.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let commands = if looked.is_running() { &[][..] } else { &output.commands };
-    let pending = looked.view.iter().flat_map(|view| &view.pending);
+    let mut copy = Copy::of(looked);
+    let limits = limits(looked, &copy.scaler);
+    copy.step(Event::Tick);
+    let pending = || looked.view.iter().flat_map(|view| &view.pending);
+    for request in pending().filter_map(|asked| asked.request.as_ref().ok()) {
+        copy.carry(request);
+    }
+    let is_hold = |decision: &&Decision| matches!(decision, Decision::Hold { .. });
+    let decisions = copy.output.decisions.iter().filter(|decision| !is_hold(decision));
     PoolPlanReport {
         running: looked.is_running(),
-        frozen: scaler.is_frozen(),
-        decisions: words(decisions),
-        commands: commands.iter().map(|command| in_words(command, looked, &scaler)).collect(),
-        holds: words(holds),
+        frozen: copy.scaler.is_frozen(),
+        buys: copy.buys(),
+        decisions: decisions.map(|decision| copy.decision(decision)).collect(),
+        commands: if looked.is_running() { vec![] } else { copy.commands() },
+        holds: copy.holds(),
         limits,
-        pending: pending.map(|asked| asked.request.as_ref().map_or_else(Clone::clone, request_in_words)).collect(),
+        pending: pending()
+            .map(|asked| asked.request.as_ref().map_or_else(Clone::clone, |request| copy.request(request)))
+            .collect(),
     }
 }
 
-fn in_words(command: &Command, looked: &Looked, scaler: &Scaler) -> String {
-    let name = |machine: &MachineId| {
-        let row = scaler.machine(*machine);
+/// A copy of what a loop knows, on which requests are carried out as a loop does.
+struct Copy<'a> {
+    looked: &'a Looked,
+    scaler: Scaler,
+    workloads: BTreeMap<InstanceId, String>,
+    next_instance: InstanceId,
+    /// All that came of it so far.
+    output: Output,
+}
+
+impl<'a> Copy<'a> {
+    fn of(looked: &'a Looked) -> Self {
+        let view = looked.view.as_ref();
+        Self {
+            looked,
+            scaler: looked.scaler(),
+            workloads: view.map(|view| view.workloads.clone()).unwrap_or_default(),
+            next_instance: view.map_or(InstanceId(0), |view| view.next_instance),
+            output: Output::default(),
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        let mut output = Output::default();
+        self.scaler.step(event, self.looked.now, &mut output);
+        self.output.commands.append(&mut output.commands);
+        self.output.decisions.append(&mut output.decisions);
+    }
+
+    fn carry(&mut self, request: &Request) {
+        match request {
+            Request::Freeze => self.step(Event::Freeze),
+            Request::Thaw => self.step(Event::Thaw),
+            Request::Machine { machine, wish } => self.step(Event::Person { machine: *machine, wish: *wish }),
+            Request::DeleteOrphan { server } => self.step(Event::DeleteOrphan { server: *server }),
+            Request::Start { workload, pool, needs, is_movable, count } => {
+                self.start(workload, pool, *needs, *is_movable, *count as usize);
+            }
+            Request::Stop { workload, pool, count } => {
+                let pool = pool.as_ref().map(|pool| self.index(pool));
+                // Of a pool that is not there it is told nothing.
+                if pool != Some(None) {
+                    self.stop(workload, pool.flatten(), *count as usize);
+                }
+            }
+            Request::Scale { workload, pool, needs, is_movable, count } => {
+                let index = self.index(pool);
+                let (there, count) = (self.wanted(workload, index).len(), *count as usize);
+                match count.checked_sub(there) {
+                    Some(more) => self.start(workload, pool, *needs, *is_movable, more),
+                    None => self.stop(workload, index, there - count),
+                }
+            }
+        }
+    }
+
+    fn index(&self, pool: &PoolName) -> Option<PoolIndex> {
+        let mut known = (0..).map(PoolIndex).map_while(|index| Some((index, self.scaler.pool(index)?)));
+        known.find(|(_, view)| view.pool.name == *pool).map(|(index, _)| index)
+    }
+
+    /// The instances of a workload, in a pool or in all, that nobody stops yet.
+    fn wanted(&self, workload: &str, pool: Option<PoolIndex>) -> Vec<InstanceId> {
+        let of_it = self.workloads.iter().filter(|(_, of)| *of == workload).map(|(id, _)| *id);
+        let is_wanted =
+            |row: &bulkhead_scale::Instance| row.doing != Doing::Stopping && pool.is_none_or(|pool| row.pool == pool);
+        of_it.filter(|id| self.scaler.instance(*id).is_some_and(is_wanted)).collect()
+    }
+
+    fn start(&mut self, workload: &str, pool: &PoolName, needs: Room, is_movable: bool, count: usize) {
+        let Some(pool) = self.index(pool) else { return };
+        if !self.scaler.fits(pool, needs) {
+            return;
+        }
+        // No command asks for more; a plan of more would take long and say nothing new.
+        for _ in 0..count.min(COUNT_MAX as usize) {
+            let instance = self.next_instance;
+            self.next_instance = InstanceId(instance.0 + 1);
+            self.workloads.insert(instance, workload.to_owned());
+            self.step(Event::Start { instance, pool, needs, is_movable });
+        }
+    }
+
+    /// Stops those that cost the least to stop, as a loop does.
+    fn stop(&mut self, workload: &str, pool: Option<PoolIndex>, count: usize) {
+        let mut instances = self.wanted(workload, pool);
+        instances.sort_by_key(|id| {
+            let row = self.scaler.instance(*id);
+            let machine = row.and_then(|row| row.machine).and_then(|machine| self.scaler.machine(machine));
+            let rank = row.map_or(0, |row| match row.doing {
+                Doing::Waiting => 0,
+                Doing::Reserved => 1,
+                Doing::Starting => 2,
+                _ => 3,
+            });
+            (rank, machine.map_or(0, |machine| machine.used.slots), Reverse(*id))
+        });
+        for instance in instances.into_iter().take(count) {
+            self.step(Event::Stop { instance });
+        }
+    }
+
+    /// A machine's name as a node.
+    fn name(&self, machine: MachineId) -> String {
+        let row = self.scaler.machine(machine);
         row.and_then(|row| row.name.split('.').next()).map_or_else(|| machine.0.to_string(), str::to_owned)
-    };
-    let workload =
-        |instance| looked.view.as_ref().and_then(|view| view.workloads.get(instance)).map_or("", String::as_str);
-    match command {
-        Command::Create { machine } => format!("ask the provider for {}", name(machine)),
-        Command::List => "read the provider's list of machines".into(),
-        Command::Join { machine, .. } => format!("make a node of {}", name(machine)),
-        Command::Confirm { machine } => format!("ask {} what runs on it", name(machine)),
-        Command::Delete { machine, server } => format!("delete {} (the provider's {server})", name(machine)),
-        Command::Start { instance, machine } => {
-            format!("start instance {} of {} on {}", instance.0, workload(instance), name(machine))
+    }
+
+    /// What is bought for each pool in all.
+    fn buys(&self) -> Vec<String> {
+        let mut counts: BTreeMap<PoolIndex, u64> = BTreeMap::new();
+        for decision in &self.output.decisions {
+            if let Decision::Buy { machine, .. } = decision
+                && let Some(row) = self.scaler.machine(*machine)
+            {
+                *counts.entry(row.pool).or_default() += 1;
+            }
         }
-        Command::Stop { instance, machine } => {
-            format!("stop instance {} of {} on {}", instance.0, workload(instance), name(machine))
+        let line = |(index, count): (PoolIndex, u64)| {
+            let pool = self.scaler.pool(index)?.pool;
+            let cost = Micros(pool.price.0.saturating_mul(count));
+            let machines = if count == 1 { "machine" } else { "machines" };
+            Some(format!("{count} {machines} for {}: {cost} an hour", pool.name))
+        };
+        counts.into_iter().filter_map(line).collect()
+    }
+
+    /// Why nothing is bought for what waits in the end.
+    fn holds(&self) -> Vec<String> {
+        let pools = (0..).map(PoolIndex).map_while(|index| self.scaler.pool(index));
+        let hold = |view: bulkhead_scale::PoolView<'_>| {
+            let (pool, hold, waiting) = (view.pool.name.clone(), view.hold?, view.waiting);
+            Some(Decision::Hold { pool, hold, waiting }.to_string())
+        };
+        pools.filter_map(hold).collect()
+    }
+
+    fn decision(&self, decision: &Decision) -> String {
+        match decision {
+            Decision::Buy { machine, why, free_slots } => {
+                format!("buy {}: {why}; {free_slots} slots were free", self.name(*machine))
+            }
+            Decision::Again { machine } => format!("ask for {} again: no list shows it", self.name(*machine)),
+            Decision::Adopt { machine, server } => {
+                format!("{} is the provider's {server}, as a list shows", self.name(*machine))
+            }
+            Decision::Became { machine, state, cause } => {
+                let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
+                format!("{} is {state}{cause}", self.name(*machine))
+            }
+            Decision::Reprieve { machine } => format!("keep {}: it is wanted after all", self.name(*machine)),
+            other => other.to_string(),
         }
     }
-}
 
-fn request_in_words(request: &Request) -> String {
-    match request {
-        Request::Start { workload, pool, count, .. } => format!("start {count} of {workload} in {pool}"),
-        Request::Scale { workload, pool, count, .. } => format!("have {count} of {workload} in {pool}"),
-        Request::Stop { workload, count, .. } => format!("stop {count} of {workload}"),
-        Request::Freeze => "freeze".into(),
-        Request::Thaw => "thaw".into(),
-        Request::Machine { machine, wish } => format!("machine {}: {wish:?}", machine.0).to_lowercase(),
-        Request::DeleteOrphan { server } => format!("delete the orphan {server}"),
+    /// What would be done, instances of a workload on a machine together.
+    fn commands(&self) -> Vec<String> {
+        let mut lines: Vec<(String, usize)> = Vec::new();
+        let mut places: BTreeMap<String, usize> = BTreeMap::new();
+        for command in &self.output.commands {
+            let line = self.command(command);
+            let place = *places.entry(line.clone()).or_insert_with(|| {
+                lines.push((line, 0));
+                lines.len() - 1
+            });
+            lines[place].1 += 1;
+        }
+        lines.into_iter().map(|(line, count)| line.replace("{count}", &count.to_string())).collect()
+    }
+
+    /// A command in words, with `{count}` where the like are counted.
+    fn command(&self, command: &Command) -> String {
+        let workload = |instance| self.workloads.get(instance).map_or("", String::as_str);
+        match command {
+            Command::Create { machine } => format!("ask the provider for {}", self.name(*machine)),
+            Command::List => "read the provider's list of machines".into(),
+            Command::Join { machine, .. } => format!("make a node of {}", self.name(*machine)),
+            Command::Confirm { machine } => format!("ask {} what runs on it", self.name(*machine)),
+            Command::Delete { machine, server } => {
+                format!("delete {} (the provider's {server})", self.name(*machine))
+            }
+            Command::Start { instance, machine } => {
+                format!("start {{count}} of {} on {}", workload(instance), self.name(*machine))
+            }
+            Command::Stop { instance, machine } => {
+                format!("stop {{count}} of {} on {}", workload(instance), self.name(*machine))
+            }
+        }
+    }
+
+    fn request(&self, request: &Request) -> String {
+        match request {
+            Request::Start { workload, pool, count, .. } => format!("start {count} of {workload} in {pool}"),
+            Request::Scale { workload, pool, count, .. } => format!("have {count} of {workload} in {pool}"),
+            Request::Stop { workload, count: u32::MAX, .. } => format!("stop all of {workload}"),
+            Request::Stop { workload, count, .. } => format!("stop {count} of {workload}"),
+            Request::Freeze => "freeze".into(),
+            Request::Thaw => "thaw".into(),
+            Request::Machine { machine, wish } => {
+                let what = match wish {
+                    Wish::Cordon => "cordon",
+                    Wish::Use => "uncordon",
+                    Wish::Drain => "drain",
+                    Wish::Discard => "discard",
+                };
+                format!("{what} {}", self.name(*machine))
+            }
+            Request::DeleteOrphan { server } => format!("delete the orphan {server}"),
+        }
     }
 }
 
@@ -123,16 +311,17 @@ fn render(report: &PoolPlanReport, paint: Paint) -> String {
             }
         }
     };
+    section("asked, not yet taken", &report.pending);
+    section("would buy", &report.buys);
     section("would decide", &report.decisions);
     section("would do", &report.commands);
     section("holds back", &report.holds);
-    section("asked, not yet taken", &report.pending);
     section("limits", &report.limits);
     if report.decisions.is_empty() && report.commands.is_empty() && report.holds.is_empty() {
         out.insert_str(0, "nothing to decide\n");
     }
     if report.frozen {
-        out.push_str("frozen: nothing is bought, emptied or deleted: `bulkhead pool thaw`\n");
+        putln!(out, "{FROZEN}");
     }
     out
 }
@@ -141,6 +330,7 @@ fn render(report: &PoolPlanReport, paint: Paint) -> String {
 mod tests {
     use super::*;
     use crate::commands::pool::tests::looked;
+    use bulkhead_pool::Asked;
 
     #[test]
     fn words() {
@@ -156,5 +346,32 @@ mod tests {
           kernels: 2 of 2 machines, $0.07142 an hour, $0.020893 of $20.00 this month
           all together: 2 machines, $0.07142 of $1.00 an hour, $0.020893 this month
         ");
+    }
+
+    #[test]
+    fn what_would_this_buy() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut looked = looked(folder.path());
+        let view = looked.view.as_mut().unwrap();
+        looked.pools.pools[0].caps.machines = Some(10);
+        let ask = |requests: Vec<Request>| {
+            requests.into_iter().map(|request| Asked { id: 1, request: Ok(request) }).collect::<Vec<_>>()
+        };
+        let start = |count| Request::Start {
+            workload: "notes/kernel".into(),
+            pool: "kernels".parse().unwrap(),
+            needs: Room::slots(1),
+            is_movable: false,
+            count,
+        };
+        view.pending = ask(vec![start(4), Request::Machine { machine: MachineId(0), wish: Wish::Cordon }]);
+        insta::assert_snapshot!(render(&report(&looked), Paint { colour: false }), @"");
+        let view = looked.view.as_mut().unwrap();
+        view.pending = ask(vec![Request::Stop { workload: "notes/kernel".into(), pool: None, count: u32::MAX }]);
+        insta::assert_snapshot!(render(&report(&looked), Paint { colour: false }), @"");
+        let view = looked.view.as_mut().unwrap();
+        view.pending = ask(vec![Request::Freeze, start(1)]);
+        assert!(report(&looked).buys.len() == 1, "what waited before was bought for before the freeze");
+        assert!(report(&looked).frozen);
     }
 }
