@@ -93,7 +93,7 @@ pub(crate) fn life(world: &World) -> Result<()> {
     fleet(world, &["ps"])?.expect(0)?.says(one)?.says(other)?.says("kernel-1/web")?.says("kernel-2/web")?;
     fleet(world, &["pool", "ls", "--timings"])?.expect(0)?.says("FIRST INSTANCE")?;
     for name in [one, other] {
-        let audit = fleet(world, &["audit", "--node", name, "-o", "json"])?.expect(0)?;
+        let audit = fleet(world, &["audit", name, "-o", "json"])?.expect(0)?;
         audit.says("scale grant")?.says("scaler")?;
     }
 
@@ -106,7 +106,7 @@ pub(crate) fn life(world: &World) -> Result<()> {
 
     // What is revoked starts nothing more, on machines to come neither.
     fleet(world, &["revoke", "--order", &grant, "--reason", "the loop was taken", "--yes"])?;
-    app.run(&["start", "kernel/web", "--count", "1"])?.expect(3)?.says("revoked")?;
+    app.run(&["start", "kernel/web", "--count", "1"])?.expect(5)?.says("revoked")?;
     app.run(&["stop", "kernel/web", "--count", "1", "--within", "1m"])?.expect(0)?;
     until(world, "every machine is given back", |pool| machines(pool).is_empty())?;
     drop(second);
