@@ -11,7 +11,8 @@ use std::{fs, path::Path};
 
 pub(crate) const TESTS: &[(&str, crate::Test)] = &[("ssh_keygen_verifies_every_kind_of_document", all_kinds)];
 
-const NAMESPACES: [&str; 8] = ["order", "policy", "green", "revocation", "heartbeat", "standing", "audit", "receipt"];
+const NAMESPACES: [&str; 9] =
+    ["order", "policy", "green", "revocation", "heartbeat", "standing", "grant", "audit", "receipt"];
 
 fn read(path: &Path) -> Result<Value> {
     let bytes = fs::read(path).with_context(|| path.display().to_string())?;
@@ -36,6 +37,14 @@ fn all_kinds(world: &World) -> Result<()> {
     let standing = world.folder().join("standing.json");
     let file = standing.display().to_string();
     app.run(&["standing", "-e", "staging", "--uses", "3", "--days", "7", "--out", &file, "--yes"])?.expect(0)?;
+    let (_, scaler) = key(world, "scaler")?;
+    fleet(world, &["key", "add", "scaler", &scaler, "--role", "scale", "--yes"])?.expect(0)?;
+    let inventory = world.fleet().join("fleet.toml");
+    let pool = "\n[pools.kernels]\nenvironment = \"staging\"\nprovider = \"local\"\nmachines_max = 1\n";
+    fs::write(&inventory, fs::read_to_string(&inventory)? + pool)?;
+    let grant = world.folder().join("grant.json");
+    let words = ["pool", "grant", "kernels", "-e", "staging", "--yes", "--out", &grant.display().to_string()];
+    app.run(&words)?.expect(0)?;
     mark(world, &app, &ci, &["-e", "staging"])?.expect(0)?;
     deploy_with(world, &app, "staging", &ci, &["--standing", &file])?.expect(0)?;
     fleet(world, &["audit", "-e", "staging"])?.expect(0)?;
@@ -56,6 +65,7 @@ fn all_kinds(world: &World) -> Result<()> {
         (one(&node, "policy/revocations/")?, &owner),
         (read(&node.join("policy/heartbeat.json"))?, &owner),
         (read(&standing)?, &owner),
+        (read(&grant)?, &owner),
         (one(&state, "head.json")?, &audit_key),
         (one(&state, "receipts/")?, &audit_key),
     ];

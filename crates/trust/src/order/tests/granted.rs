@@ -174,32 +174,30 @@ fn worth_what_an_order_would_be() {
         );
         check(action, |granted| (granted.case.environment.accepts, granted.by) = (two(), vec![1, 2]), ZORRO);
     }
-    for accepts in [Demand::green_and_release(1)] {
-        let with = |granted: &mut Granted, statements| {
-            granted.case.environment.accepts = vec![accepts.clone()];
-            granted.case.statements = statements;
-        };
-        check_run(|granted| with(granted, vec![]), Err((Rule::NotGreen, "stated green by nobody")));
-        check_run(|granted| with(granted, green()), ZORRO);
-        let red = || vec![green::tests::signed(&green::tests::statement(TestResult::Failed), &[&key(CI)])];
-        check_run(|granted| with(granted, red()), Err((Rule::NotGreen, "marked red by ci")));
-        check_run(
-            |granted| {
-                with(granted, green());
-                granted.case.place.statements = red();
-            },
-            Err((Rule::NotGreen, "marked red by ci")),
-        );
-        // It may be stopped all the same.
-        check(stop.clone(), |granted| with(granted, red()), ZORRO);
-        check_run(
-            |granted| {
-                with(granted, green());
-                granted.by.clear();
-            },
-            Err((Rule::Grant, "needs 1 release key")),
-        );
-    }
+    let with = |granted: &mut Granted, statements| {
+        granted.case.environment.accepts = vec![Demand::green_and_release(1)];
+        granted.case.statements = statements;
+    };
+    check_run(|granted| with(granted, vec![]), Err((Rule::NotGreen, "stated green by nobody")));
+    check_run(|granted| with(granted, green()), ZORRO);
+    let red = || vec![green::tests::signed(&green::tests::statement(TestResult::Failed), &[&key(CI)])];
+    check_run(|granted| with(granted, red()), Err((Rule::NotGreen, "marked red by ci")));
+    check_run(
+        |granted| {
+            with(granted, green());
+            granted.case.place.statements = red();
+        },
+        Err((Rule::NotGreen, "marked red by ci")),
+    );
+    // It may be stopped all the same.
+    check(stop.clone(), |granted| with(granted, red()), ZORRO);
+    check_run(
+        |granted| {
+            with(granted, green());
+            granted.by.clear();
+        },
+        Err((Rule::Grant, "needs 1 release key")),
+    );
     // What CI may order by itself no single person grants: the sandbox would be signed by nobody who counts.
     let green_alone = || Demand { release: 0, green: 1, standing: false };
     check_run(
