@@ -141,11 +141,11 @@ fn up() -> Result<()> {
     demo.step("a pool of machines that are made when they are needed, and a grant for it", make_pool)?;
     let looped = demo.step("the loop that buys machines, with a key of its own", run_pool)?;
     demo.step("23 instances: one machine is made, becomes a node, and takes them all", |demo| {
-        demo.show(&["start", "notes/web", "--count", SLOTS, "--within", "10m"])
+        demo.show(&["scale", "notes/web", "--count", SLOTS, "--within", "10m"])
     })?;
     demo.step("the 24th lands on a machine that is made at this moment", |demo| {
         demo.show(&["start", "notes/web", "--count", "1", "--within", "10m"])?;
-        demo.show(&["pool", "ls"])?;
+        demo.show(&["pool", "ls", "--timings"])?;
         demo.show(&["pool", "log", "-n", "12"])?;
         check_pool(demo, &[(23, 1), (1, 1)])
     })?;

@@ -379,23 +379,33 @@ pub fn grant_path(fleet_directory: &Path, pool: &PoolName, workload: &str) -> Pa
     fleet_directory.join(GRANTS).join(format!("{pool}.{}.json", workload.replace('/', ".")))
 }
 
-/// The grants of a fleet.
+/// The grants of a fleet, as they lie there: whether anybody signed them is not looked at.
 ///
 /// # Errors
 /// A file cannot be read, or is none.
 pub fn grants(files: &FleetFiles) -> Result<Vec<GrantFile>> {
-    let folder = files.directory.join(GRANTS);
-    let Ok(entries) = std::fs::read_dir(&folder) else { return Ok(vec![]) };
-    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    grant_paths(files).into_iter().map(grant_file).collect()
+}
+
+/// The files that may have grants.
+#[must_use]
+pub fn grant_paths(files: &FleetFiles) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(files.directory.join(GRANTS)).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
     paths.sort();
-    let read = |path: PathBuf| {
-        let signed = read_signed(&path)?;
-        let grant = Grant::parse(signed.text.as_bytes())
-            .map_err(|what| Error::configuration(format!("{}: {what}", shown(&path))))?;
-        Ok(GrantFile { path, signed, grant })
-    };
-    paths.into_iter().map(read).collect()
+    paths
+}
+
+/// Reads a grant.
+///
+/// # Errors
+/// The file cannot be read, or is none.
+pub fn grant_file(path: PathBuf) -> Result<GrantFile> {
+    let signed = read_signed(&path)?;
+    let grant = Grant::parse(signed.text.as_bytes())
+        .map_err(|what| Error::configuration(format!("{}: {what}", shown(&path))))?;
+    Ok(GrantFile { path, signed, grant })
 }
 
 #[cfg(test)]

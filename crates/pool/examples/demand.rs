@@ -7,7 +7,7 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "it is a measurement for whoever runs it")]
 
 use bulkhead_core::{FleetName, PoolName};
-use bulkhead_pool::{Database, Means, Nodes, Request, Runner, Servers, Written, ask, system_clock};
+use bulkhead_pool::{Database, Means, Nodes, Request, Runner, Servers, Start, Written, ask, system_clock};
 use bulkhead_scale::{
     Billing, CreateAnswer, DeleteAnswer, Doing, Event, Instance, InstanceId, Limits, Machine, MachineId, Micros, Names,
     Output, Pool, PoolIndex, Room, Rows, Scaler, Server, ServerId, State, Time,
@@ -116,8 +116,8 @@ impl Nodes for Quiet {
         Some(SLOTS)
     }
 
-    fn start(&self, _: &Machine, _: InstanceId, _: &str) -> bool {
-        true
+    fn start(&self, _: &Machine, _: InstanceId, _: &str) -> Start {
+        Start::Running
     }
 
     fn stop(&self, _: &Machine, _: InstanceId, _: &str) -> bool {
@@ -177,7 +177,14 @@ fn measure(machines: u64, folder: &Path) {
     let list = rows.machines.iter().map(|row| Server { id: row.server.unwrap(), name: row.name.clone(), created: now });
     let list: Vec<Server> = list.collect();
     let scaler = Scaler::restore(names.clone(), Limits::default(), vec![pool()], rows, now);
-    let written = Written { outputs: &[output], workload: &|_| "app/kernel", next_instance, now, requests_done: None };
+    let written = Written {
+        outputs: &[output],
+        notes: &[],
+        workload: &|_| "app/kernel",
+        next_instance,
+        now,
+        requests_done: None,
+    };
     database.write(&scaler, &written).unwrap();
     drop(database);
 
@@ -188,6 +195,7 @@ fn measure(machines: u64, folder: &Path) {
         nodes: Arc::new(Quiet),
         clock: system_clock(),
         log: Box::new(|_, _| {}),
+        told: mpsc::channel().1,
     };
     let limits = Limits { creations: 1_000_000, ..Limits::default() };
     let database = Database::open(&path).unwrap();
@@ -207,7 +215,7 @@ fn measure(machines: u64, folder: &Path) {
         ask(&path, &Request::Start { workload: workload.clone(), pool, needs, is_movable: false, count: SLOTS })
             .unwrap();
         took.push(heard.recv_timeout(Duration::from_secs(60)).unwrap() - asked);
-        ask(&path, &Request::Stop { workload, count: SLOTS }).unwrap();
+        ask(&path, &Request::Stop { workload, pool: None, count: SLOTS }).unwrap();
         thread::sleep(Duration::from_millis(700));
     }
     ends.store(true, Ordering::Relaxed);

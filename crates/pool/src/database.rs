@@ -276,11 +276,12 @@ impl Database {
             transaction.execute(set, params![pool, json(&view.ledger)]).map_err(&wrong)?;
         }
         let at = i64::try_from(written.now.0).unwrap_or(i64::MAX);
-        for decision in written.outputs.iter().flat_map(|output| &output.decisions) {
+        let decisions = written.outputs.iter().flat_map(|output| &output.decisions).map(ToString::to_string);
+        for text in written.notes.iter().cloned().chain(decisions) {
             let insert = "INSERT INTO decisions (at, text) VALUES (?1, ?2)";
             transaction
                 .prepare_cached(insert)
-                .and_then(|mut insert| insert.execute(params![at, decision.to_string()]))
+                .and_then(|mut insert| insert.execute(params![at, text]))
                 .map_err(&wrong)?;
         }
         let old = "DELETE FROM decisions WHERE id <= (SELECT COALESCE(MAX(id), 0) FROM decisions) - ?1";
@@ -431,6 +432,8 @@ pub struct Asked<T> {
 pub struct Written<'a> {
     /// Of the steps since the last one, in order.
     pub outputs: &'a [Output],
+    /// Lines for the log that are no decisions.
+    pub notes: &'a [String],
     /// The workload of an instance.
     pub workload: &'a dyn Fn(InstanceId) -> &'a str,
     /// The id that the next instance gets.

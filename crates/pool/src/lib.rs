@@ -3,6 +3,7 @@
 mod database;
 mod durable;
 mod enrolment;
+mod lanes;
 #[cfg(target_os = "linux")]
 mod local;
 mod nodes;
@@ -16,8 +17,8 @@ pub use durable::FileError;
 pub use enrolment::{Enrolment, EnrolmentError, node_name};
 #[cfg(target_os = "linux")]
 pub use local::LocalProvider;
-pub use nodes::{FleetNodes, Granted, Grants, NodeMeans, PoolSettings, ReadPolicy};
+pub use nodes::{FleetNodes, Granted, Grants, NodeMeans, PoolSettings, ReadNotices, ReadPolicy};
 pub use provided::Provided;
 pub use records::{Milestones, NodeRecord, Numbered, nodes, records};
-pub use runner::{Clock, Log, Means, Nodes, Request, Runner, Servers, system_clock};
+pub use runner::{Clock, Log, Means, Nodes, Request, Runner, Servers, Start, system_clock};
 pub use view::{Told, View, decisions};

@@ -11,11 +11,12 @@ use crate::{
     durable::FileError,
     enrolment::{Enrolment, EnrolmentError, node_name},
     provided::chain,
-    records::{Milestones, NodeRecord, Records},
-    runner::Nodes,
+    records::{Milestones, NodeRecord, Records, records},
+    runner::{Nodes, Start},
 };
 use bulkhead_core::{
     AppName, EnvironmentName, FleetName, NodeName, PoolName, SignedText, Timestamp,
+    digest::{hex, sha256},
     fleet::FleetNode,
     grant::Grant,
     node::{NodeConfig, NodeIdentity},
@@ -32,18 +33,18 @@ use bulkhead_fleet::{
 };
 use bulkhead_provider::Provider;
 use bulkhead_scale::{InstanceId, Machine, ServerId, Time};
-use bulkhead_wire::{ACCOUNT, NodeStatus, OBSERVE_ACCOUNT};
+use bulkhead_wire::{ACCOUNT, Failure, FailureKind, NodeStatus, OBSERVE_ACCOUNT, Paper};
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
     net::IpAddr,
     path::PathBuf,
     pin::Pin,
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::Arc,
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
-use tokio::{runtime::Handle, sync::Semaphore};
+use tokio::runtime::Handle;
 
 /// From an order's issue to its expiry: time for an upload over a slow line.
 const LIFETIME_S: i64 = 3600;
@@ -53,9 +54,6 @@ const WAIT: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Between attempts to log in.
 const TRY_EVERY: Duration = Duration::from_millis(250);
-/// How many instances are started or stopped on one node at a time. sshd lets five who have not logged in yet come from
-/// one address, and somebody may be looking at the node meanwhile.
-const TURNS: usize = 4;
 /// How long a node that ought to answer is tried: sshd turns connections away when many come at once.
 const CONNECT_WITHIN: Duration = Duration::from_secs(30);
 /// For one attempt to reach a machine that may still boot: until then nothing at all may answer there.
@@ -77,6 +75,9 @@ pub struct Granted {
 /// Gives the fleet's policy as it was signed, and its version; read anew each time, for it may change while a loop runs.
 /// New nodes enforce it, and it lets this loop's keys connect. The error is a sentence.
 pub type ReadPolicy = Box<dyn Fn() -> Result<(SignedText, u64), String> + Send + Sync>;
+
+/// Gives revocations, and the newest heartbeat. Read anew each time; the error is a sentence.
+pub type ReadNotices = Box<dyn Fn() -> Result<Vec<(Paper, SignedText)>, String> + Send + Sync>;
 
 /// Where grants are found.
 pub trait Grants: Send + Sync {
@@ -104,6 +105,8 @@ pub struct NodeMeans {
     pub fleet: FleetName,
     /// Its policy.
     pub policy: ReadPolicy,
+    /// What nodes are to be brought besides.
+    pub notices: ReadNotices,
     /// The keys that this loop connects with.
     pub identities: Identities,
     /// Bounds on waiting.
@@ -146,22 +149,6 @@ pub struct FleetNodes {
     means: NodeMeans,
     architecture: Architecture,
     records: Records,
-    /// Instances that are being started or stopped, and what tells that one is no more.
-    busy: (Mutex<BTreeSet<InstanceId>>, Condvar),
-    /// By the machine's name as a node.
-    turns: Mutex<BTreeMap<String, Arc<Semaphore>>>,
-}
-
-/// An instance is in one's hands until this is dropped: whether it has a number must not change under whoever starts
-/// or stops it, and one that is stopped while it still starts is stopped after it did.
-struct Busy<'a>(&'a FleetNodes, InstanceId);
-
-impl Drop for Busy<'_> {
-    fn drop(&mut self) {
-        let (instances, freed) = &self.0.busy;
-        instances.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
-        freed.notify_all();
-    }
 }
 
 /// Why something did not come about.
@@ -169,6 +156,9 @@ impl Drop for Busy<'_> {
 enum NodesError {
     #[error("{0}")]
     Said(String),
+    /// It says nothing of the machine, and may be otherwise a moment later.
+    #[error("{0}")]
+    Later(String),
     #[error(transparent)]
     File(#[from] FileError),
     #[error(transparent)]
@@ -186,10 +176,34 @@ impl NodesError {
     fn may_pass(&self) -> bool {
         match self {
             Self::Bootstrap(error) => !matches!(error, BootstrapError::NotRoot { .. }),
-            Self::Node(_) | Self::Push(_) => true,
-            Self::Said(_) | Self::File(_) | Self::Enrolment(_) => false,
+            // A disk that is full, a policy that is being pulled.
+            Self::Node(_) | Self::Push(_) | Self::Later(_) | Self::File(_) => true,
+            Self::Said(_) | Self::Enrolment(_) => false,
         }
     }
+
+    /// What the node said, where it said no.
+    fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Push(PushError::Node(NodeError::Failed { failure, .. }))
+            | Self::Node(NodeError::Failed { failure, .. }) => Some(failure),
+            _ => None,
+        }
+    }
+
+    /// Whether the node refused what it was asked, by a rule.
+    fn is_refusal(&self) -> bool {
+        self.failure().is_some_and(|failure| failure.kind == FailureKind::Refused)
+    }
+
+    /// Whether it was tried, and the machine could not or the service did not become healthy there.
+    fn is_of_machine(&self) -> bool {
+        self.failure().is_some_and(|failure| !matches!(failure.kind, FailureKind::Refused | FailureKind::Locked))
+    }
+}
+
+fn later(what: impl Into<String>) -> NodesError {
+    NodesError::Later(what.into())
 }
 
 fn said(what: impl Into<String>) -> NodesError {
@@ -218,17 +232,7 @@ impl FleetNodes {
         let architecture = Architecture::of_elf(&means.agent)
             .ok_or("the agent at hand is not a Linux program for x86_64 or aarch64")?;
         let records = Records::new(&means.directory);
-        Ok(Self { means, architecture, records, busy: Default::default(), turns: Mutex::default() })
-    }
-
-    /// Takes an instance into one's hands, after whoever has it.
-    fn take(&self, instance: InstanceId) -> Busy<'_> {
-        let (instances, freed) = &self.busy;
-        let mut instances = instances.lock().unwrap_or_else(PoisonError::into_inner);
-        while !instances.insert(instance) {
-            instances = freed.wait(instances).unwrap_or_else(PoisonError::into_inner);
-        }
-        Busy(self, instance)
+        Ok(Self { means, architecture, records })
     }
 
     /// Forgets all machines but those whose name as a node ([`bulkhead_scale::Names::node`]) is known: their keys, their
@@ -240,6 +244,18 @@ impl FleetNodes {
     pub fn forget(&self, is_known: impl Fn(&str) -> bool) -> Result<(), EnrolmentError> {
         self.means.enrolment.forget(&is_known)?;
         Ok(self.records.forget(&is_known)?)
+    }
+
+    /// Instances that have numbers, and so may run, on the nodes of these names, and that are not known.
+    ///
+    /// # Errors
+    /// A record cannot be read.
+    pub fn strays(&self, is_known: impl Fn(InstanceId) -> bool) -> Result<Vec<(String, InstanceId)>, FileError> {
+        let records = records(&self.means.directory)?;
+        let numbered = records
+            .into_iter()
+            .flat_map(|(name, record)| record.instances.into_keys().map(move |instance| (name.clone(), instance)));
+        Ok(numbered.filter(|(_, instance)| !is_known(*instance)).collect())
     }
 
     fn log(&self, machine: &Machine, what: &str) {
@@ -285,13 +301,6 @@ impl FleetNodes {
         Ok((client, status))
     }
 
-    /// Those who may do something on a machine at the same time.
-    fn turns(&self, machine: &Machine) -> Arc<Semaphore> {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(Semaphore::new(TURNS));
-        Arc::clone(turns.entry(node_name(&machine.name).to_owned()).or_insert_with(new))
-    }
-
     // ---- joining ----
 
     fn try_join(
@@ -330,7 +339,12 @@ impl FleetNodes {
         };
         let mut last = String::new();
         while is_wanted() {
-            let attempt = self.means.runtime.block_on(self.attempt(&joining, &mut record, &mut answered));
+            let attempt = self.means.runtime.block_on(async {
+                self.attempt(&joining, &mut record, &mut answered).await?;
+                self.status(&record, ACCOUNT, self.means.timeouts).await
+            });
+            // It starts nothing before it knows what was revoked.
+            let attempt = attempt.and_then(|status| self.inform(machine, &record, &status));
             let error = match attempt {
                 Ok(()) => {
                     self.means.enrolment.remove(&machine.name)?;
@@ -395,7 +409,8 @@ impl FleetNodes {
             (joining.identity.node.clone(), node)
         };
         let is_adopted = joining.settings.is_adopted;
-        Ok(NodeRecord { name, server, node, is_adopted, milestones, instances: BTreeMap::new() })
+        let (notices, instances) = (BTreeSet::new(), BTreeMap::new());
+        Ok(NodeRecord { name, server, node, is_adopted, milestones, notices, instances })
     }
 
     /// One attempt to have it answer as a node, from wherever the last one ended.
@@ -461,7 +476,7 @@ impl FleetNodes {
         }
         record.milestones.packaged.get_or_insert_with(now);
         let NodeIdentity { fleet, node, environment, pool } = joining.identity.clone();
-        let SignedText { text: policy, signatures } = (self.means.policy)().map_err(said)?.0;
+        let SignedText { text: policy, signatures } = (self.means.policy)().map_err(later)?.0;
         let config = NodeConfig { fleet, node, environment, pool, policy, signatures, host_key: None };
         let installed = stock.install(&self.means.agent, &config).await?;
         record.node.host_key = Some(installed.host_key);
@@ -482,6 +497,40 @@ impl FleetNodes {
         Ok(())
     }
 
+    /// Brings a node the notices that it was not brought before, and the policy where it has the one before.
+    fn inform(&self, machine: &Machine, record: &NodeRecord, status: &NodeStatus) -> Result<(), NodesError> {
+        let notices = (self.means.notices)().map_err(later)?;
+        let (policy, version) = (self.means.policy)().map_err(later)?;
+        let digest = |text: &SignedText| hex(&sha256(text.text.as_bytes()));
+        let digests: BTreeSet<String> = notices.iter().map(|(_, notice)| digest(notice)).collect();
+        let is_behind = status.policy_version + 1 == version;
+        if digests == record.notices && !is_behind {
+            return Ok(());
+        }
+        let target = self.target(record, ACCOUNT)?;
+        self.means.runtime.block_on(async {
+            let client = NodeClient::connect(&target, &self.means.identities, self.means.timeouts).await?;
+            let bring = async {
+                if is_behind {
+                    client.bring(Paper::Policy, &policy).await?;
+                }
+                for (paper, notice) in notices.iter().filter(|(_, notice)| !record.notices.contains(&digest(notice))) {
+                    match client.bring(*paper, notice).await {
+                        // One that counts no more, such as of a key that was revoked, must not keep the others out.
+                        Err(NodeError::Failed { failure, .. }) => self.log(machine, &failure.message),
+                        brought => brought?,
+                    }
+                }
+                Ok::<_, NodeError>(())
+            };
+            let brought = bring.await;
+            client.close().await;
+            brought
+        })?;
+        self.records.change(node_name(&machine.name), |record| record.notices = digests)?;
+        Ok(())
+    }
+
     /// It answers as a node.
     fn greeted(&self, joining: &Joining<'_>, record: &mut NodeRecord) -> Result<(), FileError> {
         if record.milestones.greeted.is_some() {
@@ -497,67 +546,63 @@ impl FleetNodes {
         self.records.get(node_name(&machine.name))?.ok_or_else(|| said("there is no record of it"))
     }
 
+    /// Starts an instance. Its number is its own until it is stopped, whatever comes of this.
     fn try_start(&self, machine: &Machine, instance: InstanceId, workload: &str) -> Result<(), NodesError> {
-        let _busy = self.take(instance);
-        let turns = self.turns(machine);
-        let pool = pool_of(&machine.name)?;
-        let granted = self.means.grants.granted(&pool, workload).map_err(said)?;
-        let Granted { signed, grant, statements, payload } = granted;
+        let Granted { signed, grant, statements, payload } = self.granted(machine, workload)?;
         let name = node_name(&machine.name);
-        let (record, app) = self.records.number(name, instance, &grant, &signed)?.map_err(said)?;
+        let (record, app) = self.records.number(name, instance, &grant, &signed)?.map_err(later)?;
+        let order = self.order(&app, &grant, Action::Run(grant.run.clone()))?;
         self.means.runtime.block_on(async {
-            let _turn = turns.acquire().await;
             let (client, status) = self.reach(&record).await?;
-            let is_known = status.apps.iter().any(|known| known.app == app && known.live.is_some());
-            if !runs(&status, &app, &grant.run) {
-                let order = self.order(&app, &grant, Action::Run(grant.run.clone()))?;
-                let papers = Papers { statements, grant: Some(signed), ..Papers::default() };
-                let sent = self.send(&record, client, order, Some(payload), papers).await;
-                if let Err(error) = &sent
-                    && !is_known
-                    && said_no(error)
-                {
-                    // Nothing of it runs, so nobody will ask to have it stopped.
-                    self.free(name, instance)?;
-                }
-                sent?;
-            } else {
+            if runs(&status, &app, &grant.run) {
                 client.close().await;
+            } else {
+                let papers = Papers { statements, grant: Some(signed), ..Papers::default() };
+                self.send(&record, client, order, Some(payload), papers).await?;
             }
             self.records.change(name, |record| record.milestones.first_instance.get_or_insert_with(now).0)?;
             Ok(())
         })
     }
 
+    /// Stops an instance, under the grant that it was started with, or where the node takes that no more, under what is
+    /// granted now.
     fn try_stop(&self, machine: &Machine, instance: InstanceId, workload: &str) -> Result<(), NodesError> {
-        let _busy = self.take(instance);
-        let turns = self.turns(machine);
         let name = node_name(&machine.name);
         let Some(record) = self.records.get(name)? else { return Ok(()) };
         let Some(known) = record.instances.get(&instance) else { return Ok(()) };
         let app: AppName =
             format!("{}-{}", known.app, known.number).parse().map_err(|_| said("it has no name there"))?;
-        let signed = self.records.grant(known.grant)?;
-        let kept = signed.and_then(|signed| Some((Grant::parse(signed.text.as_bytes()).ok()?, signed)));
-        let (grant, signed) = match kept {
-            Some(kept) => kept,
-            None => {
-                let granted = self.means.grants.granted(&pool_of(&machine.name)?, workload).map_err(said)?;
-                (granted.grant, granted.signed)
-            }
-        };
-        self.means.runtime.block_on(async {
-            let _turn = turns.acquire().await;
-            let (client, status) = self.reach(&record).await?;
-            if status.apps.iter().any(|known| known.app == app && (known.live.is_some() || known.busy.is_some())) {
-                let order = self.order(&app, &grant, Action::Remove { volumes: grant.scratch })?;
-                let papers = Papers { grant: Some(signed), ..Papers::default() };
-                self.send(&record, client, order, None, papers).await?;
-            } else {
+        let kept = self.records.grant(known.grant)?;
+        let kept = kept.and_then(|signed| Some((Grant::parse(signed.text.as_bytes()).ok()?, signed)));
+        let is_scratch = kept.as_ref().is_none_or(|(grant, _)| grant.scratch);
+        let remove = |grant: Grant, signed: SignedText| -> Result<(), NodesError> {
+            let order = self.order(&app, &grant, Action::Remove { volumes: grant.scratch })?;
+            self.means.runtime.block_on(async {
+                let (client, status) = self.reach(&record).await?;
+                let mut there = status.apps.iter().filter(|known| known.app == app);
+                // Of one that never ran well there may be data, which the next of its number must not find.
+                if is_scratch || there.any(|known| known.live.is_some() || known.busy.is_some()) {
+                    let papers = Papers { grant: Some(signed), ..Papers::default() };
+                    return self.send(&record, client, order, None, papers).await;
+                }
                 client.close().await;
-            }
-            Ok(self.free(name, instance)?)
-        })
+                Ok(())
+            })
+        };
+        let now = || self.granted(machine, workload).map(|granted| (granted.grant, granted.signed));
+        match kept {
+            None => now().and_then(|(grant, signed)| remove(grant, signed))?,
+            Some((grant, signed)) => remove(grant, signed.clone()).or_else(|error| match now() {
+                Ok((grant, other)) if error.is_refusal() && other != signed => remove(grant, other),
+                _ => Err(error),
+            })?,
+        }
+        Ok(self.free(name, instance)?)
+    }
+
+    fn granted(&self, machine: &Machine, workload: &str) -> Result<Granted, NodesError> {
+        self.means.grants.granted(&pool_of(&machine.name)?, workload).map_err(later)
     }
 
     fn free(&self, name: &str, instance: InstanceId) -> Result<(), FileError> {
@@ -567,7 +612,7 @@ impl FleetNodes {
     /// An order that rests on a grant, for no place in a history yet.
     fn order(&self, app: &AppName, grant: &Grant, action: Action) -> Result<Order, NodesError> {
         let issued = timestamp();
-        let policy = (self.means.policy)().map_err(said)?.1;
+        let policy = (self.means.policy)().map_err(later)?.1;
         Ok(Order {
             format: 1,
             fleet: self.means.fleet.clone(),
@@ -628,11 +673,6 @@ fn is_worth_a_line(record: &NodeRecord) -> bool {
     record.milestones.reached.is_some() || record.is_adopted
 }
 
-/// Whether the node said no, so that what it was asked for does not run.
-fn said_no(error: &NodesError) -> bool {
-    matches!(error, NodesError::Push(PushError::Node(NodeError::Failed { .. })))
-}
-
 /// Whether an app runs exactly this, with every service on.
 fn runs(status: &NodeStatus, app: &AppName, run: &Run) -> bool {
     status.apps.iter().filter(|known| known.app == *app && known.busy.is_none()).any(|known| {
@@ -666,17 +706,24 @@ impl Nodes for FleetNodes {
         let record = self.record(machine).ok()?;
         let asked = self.status(&record, OBSERVE_ACCOUNT, self.means.timeouts);
         let status = self.means.runtime.block_on(asked).ok()?;
+        if let Err(error) = self.inform(machine, &record, &status) {
+            self.log(machine, &chain(&error));
+        }
         u32::try_from(status.apps.iter().filter(|app| app.live.is_some()).count()).ok()
     }
 
-    fn start(&self, machine: &Machine, instance: InstanceId, workload: &str) -> bool {
-        let started = self.try_start(machine, instance, workload);
-        started.map_err(|error| self.log(machine, &format!("{workload}: {}", chain(&error)))).is_ok()
+    fn may_start(&self, pool: &PoolName, workload: &str) -> Result<(), String> {
+        self.means.grants.granted(pool, workload).map(drop)
+    }
+
+    fn start(&self, machine: &Machine, instance: InstanceId, workload: &str) -> Start {
+        let Err(error) = self.try_start(machine, instance, workload) else { return Start::Running };
+        self.log(machine, &format!("{workload}: {}", chain(&error)));
+        if error.is_of_machine() { Start::Failed } else { Start::NotTried }
     }
 
     fn gone(&self, machine: &Machine) {
         let name = node_name(&machine.name);
-        self.turns.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         let removed = self.means.enrolment.remove(&machine.name).and_then(|()| Ok(self.records.remove(name)?));
         if let Err(error) = removed {
             // It is tried again before the next loop begins.

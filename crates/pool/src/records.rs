@@ -75,6 +75,9 @@ pub struct NodeRecord {
     pub is_adopted: bool,
     /// How it became a node.
     pub milestones: Milestones,
+    /// The digests of the notices that it was brought.
+    #[serde(default)]
+    pub notices: BTreeSet<String>,
     /// The instances that have numbers there.
     #[serde(default)]
     pub instances: BTreeMap<InstanceId, Numbered>,
@@ -297,6 +300,7 @@ pub(crate) mod tests {
             node: serde_json::from_value(json).unwrap(),
             is_adopted: false,
             milestones: Milestones::default(),
+            notices: BTreeSet::new(),
             instances: BTreeMap::new(),
         }
     }

@@ -4,7 +4,10 @@
 //! of a terminal, or as a task of a larger program. Whatever it asks of
 //! providers and nodes is asked by threads beside it, whose answers are events.
 
-use crate::database::{Database, DatabaseError, Written};
+use crate::{
+    database::{Database, DatabaseError, Written},
+    lanes::{Lanes, Work},
+};
 use bulkhead_core::PoolName;
 use bulkhead_scale::{
     Command, CreateAnswer, DeleteAnswer, Doing, Event, InstanceId, Limits, Machine, MachineId, Names, Output, Pool,
@@ -15,11 +18,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 /// How often requests of other processes are looked for.
@@ -28,6 +31,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 const BATCH_MAX: usize = 256;
 /// Requests to providers that are under way at once.
 const SERVER_WORKERS: usize = 8;
+/// The most instances that one request is about: more is a mistake.
+const COUNT_MAX: u32 = 100_000;
+/// Each node is asked whether it answers once in so many seconds, in large pools less often.
+const HEAR_EVERY_S: usize = 60;
+/// Nodes that are asked that at once.
+const HEARING_MAX: usize = 32;
 /// Requests to nodes that are under way at once, besides joins.
 const NODE_WORKERS: usize = 64;
 
@@ -47,14 +56,33 @@ pub trait Nodes: Send + Sync + 'static {
     fn join(&self, machine: &Machine, reached: &mut dyn FnMut(), is_wanted: &dyn Fn() -> bool) -> bool;
     /// How many services run there.
     fn running(&self, machine: &Machine) -> Option<u32>;
+    /// Whether instances of a workload may be started in a pool at all. Asked before anything is bought for them.
+    ///
+    /// # Errors
+    /// Why not, in a sentence.
+    fn may_start(&self, pool: &PoolName, workload: &str) -> Result<(), String> {
+        let _ = (pool, workload);
+        Ok(())
+    }
     /// Starts an instance there, which may run already.
-    fn start(&self, machine: &Machine, instance: InstanceId, workload: &str) -> bool;
+    fn start(&self, machine: &Machine, instance: InstanceId, workload: &str) -> Start;
     /// Stops an instance there, which may have stopped already.
     fn stop(&self, machine: &Machine, instance: InstanceId, workload: &str) -> bool;
     /// The machine is gone; what was kept for it is of no use.
     fn gone(&self, machine: &Machine) {
         let _ = machine;
     }
+}
+
+/// What came of a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// It runs.
+    Running,
+    /// It does not, for all that is known.
+    Failed,
+    /// It was not tried, for a reason that is not the machine's.
+    NotTried,
 }
 
 /// What people ask of the loop.
@@ -91,6 +119,9 @@ pub enum Request {
     Stop {
         /// Its name, `APP/SERVICE`.
         workload: String,
+        /// Where; in all pools where none is named.
+        #[serde(default)]
+        pool: Option<PoolName>,
         /// How many.
         count: u32,
     },
@@ -118,9 +149,6 @@ pub type Log = Box<dyn FnMut(Time, &str) + Send>;
 /// What time it is. It goes on while nothing runs.
 pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
 
-/// A unit of work for a worker.
-type Work = Box<dyn FnOnce() + Send>;
-
 /// The loop and all it knows.
 pub struct Runner {
     database: Database,
@@ -133,6 +161,12 @@ pub struct Runner {
     events: (Sender<Event>, Receiver<Event>),
     to_servers: Sender<Work>,
     to_nodes: Sender<Work>,
+    lanes: Lanes,
+    /// The last node that was asked whether it answers, and when; and how many are being asked.
+    heard: (Option<MachineId>, Instant),
+    hearing: Arc<AtomicUsize>,
+    /// What those beside the loop have to say.
+    told: Receiver<String>,
     /// Machines whose join is under way, and that are still wanted.
     joining: Arc<Mutex<BTreeSet<MachineId>>>,
     clock: Clock,
@@ -164,6 +198,8 @@ pub struct Means {
     pub clock: Clock,
     /// Where decisions are told.
     pub log: Log,
+    /// What those who carry commands out have to say; it goes where decisions go.
+    pub told: Receiver<String>,
 }
 
 impl std::fmt::Debug for Means {
@@ -201,11 +237,12 @@ impl Runner {
         pools: Vec<Pool>,
         means: Means,
     ) -> Result<Self, DatabaseError> {
-        let Means { servers, nodes, clock, log } = means;
+        let Means { servers, nodes, clock, log, told } = means;
         let pools = database.pools(pools)?;
         let names = Names { fleet, token: database.token()? };
         let (workloads, next_instance) = database.workloads()?;
         let rows = database.rows()?;
+        let to_nodes = workers(NODE_WORKERS);
         let pool_names = pools.iter().map(|pool| pool.name.clone()).collect();
         let scaler = Scaler::restore(names, limits, pools, rows, clock());
         Ok(Self {
@@ -218,7 +255,11 @@ impl Runner {
             nodes,
             events: mpsc::channel(),
             to_servers: workers(SERVER_WORKERS),
-            to_nodes: workers(NODE_WORKERS),
+            lanes: Lanes::new(to_nodes.clone()),
+            to_nodes,
+            heard: (None, Instant::now()),
+            hearing: Arc::default(),
+            told,
             joining: Arc::default(),
             clock,
             log,
@@ -254,20 +295,23 @@ impl Runner {
             for event in batch {
                 self.step(event, &mut outputs);
             }
+            self.hear();
+            let mut notes: Vec<String> = self.told.try_iter().collect();
             let mut done = None;
             for asked in self.database.requests::<Request>()? {
                 match asked.request {
-                    Ok(request) => self.carry(request, &mut outputs),
-                    Err(error) => {
-                        (self.log)((self.clock)(), &format!("request {} cannot be understood: {error}", asked.id))
-                    }
+                    Ok(request) => notes.extend(self.carry(request, &mut outputs)),
+                    Err(error) => notes.push(format!("request {} cannot be understood: {error}", asked.id)),
                 }
                 done = Some(asked.id);
             }
-            if outputs.is_empty() && done.is_none() {
+            if outputs.is_empty() && done.is_none() && notes.is_empty() {
                 continue;
             }
-            self.write(&outputs, done)?;
+            self.write(&outputs, &notes, done)?;
+            for note in &notes {
+                (self.log)((self.clock)(), note);
+            }
             for output in &outputs {
                 for decision in &output.decisions {
                     (self.log)((self.clock)(), &decision.to_string());
@@ -280,6 +324,35 @@ impl Runner {
         Ok(())
     }
 
+    /// Asks some nodes whether they answer; all of them in a minute, or as long as that takes.
+    fn hear(&mut self) {
+        let (last, at) = self.heard;
+        if at.elapsed() < Duration::from_secs(1) {
+            return;
+        }
+        let nodes = || self.scaler.machines().filter(|machine| machine.is_node());
+        let room = HEARING_MAX.saturating_sub(self.hearing.load(Ordering::Relaxed));
+        let share = nodes().count().div_ceil(HEAR_EVERY_S).min(room);
+        if share == 0 {
+            return;
+        }
+        let next: Vec<Machine> =
+            nodes().filter(|machine| last.is_none_or(|last| machine.id > last)).take(share).cloned().collect();
+        // After the last one the first comes again.
+        let last = next.last().filter(|_| next.len() == share).map(|machine| machine.id);
+        self.heard = (last, Instant::now());
+        for machine in next {
+            let (nodes, events) = (Arc::clone(&self.nodes), self.events.0.clone());
+            let hearing = Arc::clone(&self.hearing);
+            hearing.fetch_add(1, Ordering::Relaxed);
+            self.visit(move || {
+                let answers = nodes.running(&machine).is_some();
+                hearing.fetch_sub(1, Ordering::Relaxed);
+                drop(events.send(Event::Heard { machine: machine.id, answers }));
+            });
+        }
+    }
+
     fn step(&mut self, event: Event, outputs: &mut Vec<Output>) {
         let mut output = Output::default();
         self.scaler.step(event, (self.clock)(), &mut output);
@@ -288,10 +361,11 @@ impl Runner {
         }
     }
 
-    fn write(&mut self, outputs: &[Output], requests_done: Option<i64>) -> Result<(), DatabaseError> {
+    fn write(&mut self, outputs: &[Output], notes: &[String], requests_done: Option<i64>) -> Result<(), DatabaseError> {
         let workloads = &self.workloads;
         let written = Written {
             outputs,
+            notes,
             workload: &|id| workloads.get(&id).map_or("", String::as_str),
             next_instance: self.next_instance,
             now: (self.clock)(),
@@ -304,7 +378,12 @@ impl Runner {
             }
         }
         for id in outputs.iter().flat_map(|output| &output.machines) {
-            if let Some(machine) = self.scaler.machine(*id).filter(|machine| machine.state == State::Gone) {
+            let Some(machine) = self.scaler.machine(*id).filter(|machine| machine.state == State::Gone) else {
+                continue;
+            };
+            // One that was bought twice has the name of the one that stays.
+            let has_its_name = |other: &Machine| other.name == machine.name && other.state != State::Gone;
+            if !self.scaler.machines().any(has_its_name) {
                 self.nodes.gone(machine);
             }
         }
@@ -317,32 +396,51 @@ impl Runner {
         Ok(())
     }
 
-    fn carry(&mut self, request: Request, outputs: &mut Vec<Output>) {
+    /// Carries a request out. Gives what is to be said of it, where that is no decision.
+    fn carry(&mut self, request: Request, outputs: &mut Vec<Output>) -> Option<String> {
         match request {
             Request::Freeze => self.step(Event::Freeze, outputs),
             Request::Thaw => self.step(Event::Thaw, outputs),
             Request::Machine { machine, wish } => self.step(Event::Person { machine, wish }, outputs),
             Request::DeleteOrphan { server } => self.step(Event::DeleteOrphan { server }, outputs),
             Request::Start { workload, pool, needs, is_movable, count } => {
-                self.start(&workload, &pool, needs, is_movable, count, outputs);
+                return self.start(&workload, &pool, needs, is_movable, count, outputs).err();
             }
-            Request::Stop { workload, count } => self.stop(&workload, count as usize, outputs),
-            Request::Scale { workload, pool, needs, is_movable, count } => {
-                let there = self.wanted(&workload).len();
-                if let Some(more) = (count as usize).checked_sub(there) {
-                    let more = u32::try_from(more).unwrap_or(u32::MAX);
-                    self.start(&workload, &pool, needs, is_movable, more, outputs);
-                } else {
-                    self.stop(&workload, there - count as usize, outputs);
+            Request::Stop { workload, pool, count } => {
+                let pool = pool.map(|pool| self.pool_index(&pool)).transpose();
+                match pool {
+                    Ok(pool) => self.stop(&workload, pool, count as usize, outputs),
+                    Err(why) => return Some(format!("{workload}: {why}")),
                 }
             }
+            Request::Scale { workload, pool, needs, is_movable, count } => {
+                let index = match self.pool_index(&pool) {
+                    Ok(index) => index,
+                    Err(why) => return Some(format!("{workload}: {why}")),
+                };
+                let there = self.wanted(&workload, Some(index)).len();
+                if let Some(more) = (count as usize).checked_sub(there) {
+                    let more = u32::try_from(more).unwrap_or(u32::MAX);
+                    return self.start(&workload, &pool, needs, is_movable, more, outputs).err();
+                }
+                self.stop(&workload, Some(index), there - count as usize, outputs);
+            }
         }
+        None
     }
 
-    /// The instances of a workload that nobody stops yet.
-    fn wanted(&self, workload: &str) -> Vec<InstanceId> {
+    fn pool_index(&self, pool: &PoolName) -> Result<PoolIndex, String> {
+        let place = self.pools.iter().position(|known| known == pool);
+        let place = place.ok_or_else(|| format!("there is no pool `{pool}`"))?;
+        Ok(PoolIndex(u16::try_from(place).unwrap_or(u16::MAX)))
+    }
+
+    /// The instances of a workload, in a pool or in all, that nobody stops yet.
+    fn wanted(&self, workload: &str, pool: Option<PoolIndex>) -> Vec<InstanceId> {
         let of_it = self.workloads.iter().filter(|(_, of)| *of == workload).map(|(id, _)| *id);
-        of_it.filter(|id| self.scaler.instance(*id).is_some_and(|row| row.doing != Doing::Stopping)).collect()
+        let is_wanted =
+            |row: &bulkhead_scale::Instance| row.doing != Doing::Stopping && pool.is_none_or(|pool| row.pool == pool);
+        of_it.filter(|id| self.scaler.instance(*id).is_some_and(is_wanted)).collect()
     }
 
     fn start(
@@ -353,25 +451,30 @@ impl Runner {
         is_movable: bool,
         count: u32,
         outputs: &mut Vec<Output>,
-    ) {
-        let Some(place) = self.pools.iter().position(|known| known == pool) else {
-            return (self.log)((self.clock)(), &format!("{workload}: there is no pool `{pool}`"));
-        };
-        let pool_index = PoolIndex(u16::try_from(place).unwrap_or(u16::MAX));
-        if !self.scaler.fits(pool_index, needs) {
-            return (self.log)((self.clock)(), &format!("{workload}: no machine of pool `{pool}` has {needs}"));
+    ) -> Result<(), String> {
+        let refuse = |why: String| format!("{workload}: {count} not started in {pool}: {why}");
+        let index = self.pool_index(pool).map_err(refuse)?;
+        if !self.scaler.fits(index, needs) {
+            return Err(refuse(format!("no machine has {needs}")));
+        }
+        if count > COUNT_MAX {
+            return Err(refuse(format!("{COUNT_MAX} at a time are the most")));
+        }
+        if count > 0 {
+            self.nodes.may_start(pool, workload).map_err(refuse)?;
         }
         for _ in 0..count {
             let instance = self.next_instance;
             self.next_instance = InstanceId(instance.0 + 1);
             self.workloads.insert(instance, workload.to_owned());
-            self.step(Event::Start { instance, pool: pool_index, needs, is_movable }, outputs);
+            self.step(Event::Start { instance, pool: index, needs, is_movable }, outputs);
         }
+        Ok(())
     }
 
     /// Stops those that cost the least to stop: which wait first, then those on the emptiest machines.
-    fn stop(&mut self, workload: &str, count: usize, outputs: &mut Vec<Output>) {
-        let mut instances = self.wanted(workload);
+    fn stop(&mut self, workload: &str, pool: Option<PoolIndex>, count: usize, outputs: &mut Vec<Output>) {
+        let mut instances = self.wanted(workload, pool);
         instances.sort_by_key(|id| {
             let row = self.scaler.instance(*id);
             let machine = row.and_then(|row| row.machine).and_then(|machine| self.scaler.machine(machine));
@@ -437,20 +540,24 @@ impl Runner {
             Command::Start { instance, machine } => {
                 let Some(row) = row(machine) else { return };
                 let (nodes, workload) = (Arc::clone(&self.nodes), self.workloads.get(&instance).cloned());
-                self.visit(move || {
-                    let is_running = nodes.start(&row, instance, workload.as_deref().unwrap_or_default());
-                    tell(Event::Started { instance, machine, is_running });
-                });
+                let work = move || {
+                    tell(match nodes.start(&row, instance, workload.as_deref().unwrap_or_default()) {
+                        Start::NotTried => Event::NotTried { instance, machine },
+                        came => Event::Started { instance, machine, is_running: came == Start::Running },
+                    });
+                };
+                self.lanes.add(machine, instance, Box::new(work));
             }
             Command::Stop { instance, machine } => {
                 let Some(row) = row(machine) else {
                     return tell(Event::Stopped { instance, machine, is_stopped: true });
                 };
                 let (nodes, workload) = (Arc::clone(&self.nodes), self.workloads.get(&instance).cloned());
-                self.visit(move || {
+                let work = move || {
                     let is_stopped = nodes.stop(&row, instance, workload.as_deref().unwrap_or_default());
                     tell(Event::Stopped { instance, machine, is_stopped });
-                });
+                };
+                self.lanes.add(machine, instance, Box::new(work));
             }
         }
     }

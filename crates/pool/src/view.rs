@@ -151,6 +151,7 @@ mod tests {
             Event::Start { instance: InstanceId(0), pool: PoolIndex(0), needs: Room::slots(1), is_movable: false };
         scaler.step(start, Time(1_000), &mut output);
         let written = Written {
+            notes: &[],
             outputs: &[output],
             workload: &|_| "notes/web",
             next_instance: InstanceId(1),

@@ -21,7 +21,7 @@ use bulkhead_fleet::{
 };
 use bulkhead_pool::{
     Database, Enrolment, FleetNodes, Granted, Grants, LocalProvider, Means, NodeMeans, Nodes as _, PoolSettings,
-    Provided, Request, Runner, Servers as _, ask, nodes, records, system_clock,
+    Provided, Request, Runner, Servers as _, Start, ask, nodes, records, system_clock,
 };
 use bulkhead_provider::{Fixed, FixedMachine, Image as Boots, Provider, UserData, Wanted};
 use bulkhead_scale::{
@@ -36,6 +36,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -192,6 +193,7 @@ impl World {
             pool: pool(),
             app: "notes".parse().unwrap(),
             run: Run::new(image.id(), vec![service]),
+            scratch: false,
             key: self.public(),
             machines: 3,
             instances: 2,
@@ -232,6 +234,7 @@ impl World {
         FleetNodes::new(NodeMeans {
             fleet: "shop".parse().unwrap(),
             policy: policy_of(self.policy()),
+            notices: Box::new(|| Ok(vec![])),
             identities,
             timeouts: Timeouts::default(),
             ssh: SshConfig::load(&self.folder).unwrap(),
@@ -390,11 +393,11 @@ fn instances_run(nodes: &FleetNodes, machine: &Machine, folder: &Path) {
         let instances = &all["kernels-t-1"].instances;
         instances.iter().map(|(id, known)| (id.0, known.number)).collect::<BTreeMap<_, _>>()
     };
-    let started: Vec<bool> = thread::scope(|scope| {
+    let started: Vec<Start> = thread::scope(|scope| {
         let starts = [7, 8].map(|id| scope.spawn(move || nodes.start(machine, InstanceId(id), WORKLOAD)));
         starts.map(|start| start.join().unwrap()).into()
     });
-    assert_eq!(started, [true, true]);
+    assert_eq!(started, [Start::Running; 2]);
     assert_eq!(nodes.running(machine), Some(2));
     let begun = numbers();
     assert_eq!(begun.values().copied().collect::<BTreeSet<_>>(), BTreeSet::from([1, 2]));
@@ -402,15 +405,15 @@ fn instances_run(nodes: &FleetNodes, machine: &Machine, folder: &Path) {
     eprintln!("{:?}", milestones.parts());
     assert_eq!(milestones.parts().len(), 6, "{milestones:?}");
 
-    assert!(nodes.start(machine, InstanceId(7), WORKLOAD), "it runs already");
-    assert!(!nodes.start(machine, InstanceId(9), WORKLOAD), "two are granted");
-    assert!(!nodes.start(machine, InstanceId(9), "notes/other"), "nothing is granted for it");
+    assert_eq!(nodes.start(machine, InstanceId(7), WORKLOAD), Start::Running, "it runs already");
+    assert_eq!(nodes.start(machine, InstanceId(9), WORKLOAD), Start::NotTried, "two are granted");
+    assert_eq!(nodes.start(machine, InstanceId(9), "notes/other"), Start::NotTried, "nothing is granted for it");
     assert!(nodes.stop(machine, InstanceId(9), WORKLOAD), "it has no number");
     assert_eq!(numbers(), begun);
     assert!(nodes.stop(machine, InstanceId(7), WORKLOAD));
     assert!(nodes.stop(machine, InstanceId(7), WORKLOAD), "it has stopped already");
     assert_eq!(nodes.running(machine), Some(1));
-    assert!(nodes.start(machine, InstanceId(9), WORKLOAD), "there is room again");
+    assert_eq!(nodes.start(machine, InstanceId(9), WORKLOAD), Start::Running, "there is room again");
     assert_eq!(numbers(), BTreeMap::from([(8, begun[&8]), (9, begun[&7])]));
     for id in [8, 9] {
         assert!(nodes.stop(machine, InstanceId(id), WORKLOAD));
@@ -432,7 +435,7 @@ fn adopted_by_hand(world: &World, known: BTreeMap<NodeName, FleetNode>) {
     let nodes = world.nodes_of(fixed, Some(known));
     let leased = bought(&provided, 20);
     assert!(nodes.join(&leased, &mut || (), &|| true));
-    assert!(nodes.start(&leased, InstanceId(30), WORKLOAD));
+    assert_eq!(nodes.start(&leased, InstanceId(30), WORKLOAD), Start::Running);
     assert_eq!(nodes.running(&leased), Some(1));
     assert!(nodes.stop(&leased, InstanceId(30), WORKLOAD));
     assert_eq!(nodes.running(&leased), Some(0));
@@ -484,6 +487,7 @@ fn with_loop(world: &World, then: impl FnOnce()) {
                 nodes: Arc::new(world.nodes()),
                 clock: system_clock(),
                 log: Box::new(|_, line| eprintln!("  {line}")),
+                told: mpsc::channel().1,
             };
             let database = Database::open(&world.folder.join("pool.db")).unwrap();
             let fleet = "shop".parse().unwrap();

@@ -7,7 +7,7 @@
 
 use bulkhead_core::{FleetName, PoolName};
 use bulkhead_fake_do::{Fake, Faults, Options};
-use bulkhead_pool::{Clock, Database, Means, Nodes, Provided, Request, Runner, View, ask, decisions};
+use bulkhead_pool::{Clock, Database, Means, Nodes, Provided, Request, Runner, Start, View, ask, decisions};
 use bulkhead_provider::{DigitalOcean, Image, Settings, Token, UserData, Wanted};
 use bulkhead_scale::{Billing, Caps, InstanceId, Limits, Machine, Micros, Pool, Room, SECOND_MS, State, Time};
 use std::{
@@ -15,7 +15,7 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, atomic::AtomicBool},
+    sync::{Arc, atomic::AtomicBool, mpsc},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -56,8 +56,9 @@ impl Nodes for Folders {
         u32::try_from(entries.count()).ok()
     }
 
-    fn start(&self, machine: &Machine, instance: InstanceId, workload: &str) -> bool {
-        fs::write(self.of(machine).join(instance.0.to_string()), workload).is_ok()
+    fn start(&self, machine: &Machine, instance: InstanceId, workload: &str) -> Start {
+        let written = fs::write(self.of(machine).join(instance.0.to_string()), workload);
+        if written.is_ok() { Start::Running } else { Start::Failed }
     }
 
     fn stop(&self, machine: &Machine, instance: InstanceId, _: &str) -> bool {
@@ -110,6 +111,7 @@ fn open(folder: &Path, url: &str, began_ms: u64) -> Runner {
                 eprintln!("{at} {line}")
             }
         }),
+        told: mpsc::channel().1,
     };
     let database = Database::open(&folder.join("pool.db")).unwrap();
     Runner::new(database, fleet, limits, vec![pool], means).unwrap()

@@ -89,6 +89,13 @@ pub enum Event {
         /// Whether it runs.
         is_running: bool,
     },
+    /// [`Command::Start`] was not tried, for a reason that is not the machine's.
+    NotTried {
+        /// Which instance.
+        instance: InstanceId,
+        /// On which machine.
+        machine: MachineId,
+    },
     /// What came of [`Command::Stop`].
     Stopped {
         /// Which instance.

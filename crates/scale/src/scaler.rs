@@ -377,6 +377,7 @@ impl Scaler {
             Event::Confirmed { machine, running } => self.confirmed(machine, running),
             Event::Deleted { machine, answer } => self.deleted(machine, answer),
             Event::Started { instance, machine, is_running } => self.started(instance, machine, is_running),
+            Event::NotTried { instance, machine } => self.not_tried(instance, machine),
             Event::Stopped { instance, machine, is_stopped } => self.stopped(instance, machine, is_stopped),
             Event::Heard { machine, answers } => self.heard(machine, answers),
             Event::Freeze => self.freeze(),

@@ -480,7 +480,9 @@ impl Judge<'_> {
         let refuse = |message: String| Refusal::new(Rule::Grant, message);
         let SignedGrant { grant, people } = read_grant(signed, self.policy, &self.order.environment)?;
         let id = Grant::id(signed.text.as_bytes());
-        if self.revoked.iter().any(|revoked| revoked.orders.contains(&id)) {
+        // What it began may be ended still, or nobody could.
+        let runs = matches!(self.order.action, Action::Run(_));
+        if runs && self.revoked.iter().any(|revoked| revoked.orders.contains(&id)) {
             return Err(Refusal::new(Rule::Revoked, format!("scale grant {} was revoked", id.short())));
         }
         if !PublicKey::parse(&grant.key).is_ok_and(|key| self.signed.scale.has(&key)) {

@@ -212,6 +212,7 @@ pub(crate) mod tests {
             outputs.push(output);
         }
         let written = Written {
+            notes: &[],
             outputs: &outputs,
             workload: &|_| "notes/kernel",
             next_instance: InstanceId(5),

@@ -145,6 +145,8 @@ impl Local {
                 self.delete_stock(id)?;
             }
             let fleet = lock(&self.directory)?;
+            // One that was left half removed has nothing to be held by.
+            self.survey()?;
             if self.stock_ids()?.is_empty() {
                 return Ok(fleet);
             }

@@ -15,6 +15,8 @@ use crate::{
 
 /// How many that wait are tried in one step: a large one at the head does not keep small ones from what is free.
 const TRIED_MAX: usize = 16;
+/// After so long a start that could not be tried is tried again.
+const NOT_TRIED_MS: u64 = 30_000;
 /// So many different instances failing on a machine where none ever started make it suspect.
 const FAILING: usize = 3;
 
@@ -210,15 +212,15 @@ impl Scaler {
 
     pub(super) fn started(&mut self, id: InstanceId, machine: MachineId, is_running: bool) {
         let now = self.now;
-        let Some(instance) = self.instances.get_mut(&id) else { return };
-        let is_here = match instance.doing {
-            Doing::Starting => instance.machine == Some(machine),
-            Doing::Moving => instance.to == Some(machine),
-            _ => false,
-        };
-        if !is_here {
+        let is_known = |row: &Instance| row.machine == Some(machine) || row.to == Some(machine);
+        if is_running && !self.instances.get(&id).is_some_and(is_known) && self.machines.contains_key(&machine) {
+            // It was given up here, and runs all the same: nobody else will stop it.
+            self.out.commands.push(Command::Stop { instance: id, machine });
+        }
+        if !self.is_starting(id, machine) {
             return;
         }
+        let Some(instance) = self.instances.get_mut(&id) else { return };
         self.out.instances.push(id);
         if is_running {
             instance.failures = 0;
@@ -233,20 +235,47 @@ impl Scaler {
             return;
         }
         if instance.doing == Doing::Moving {
-            // It goes on where it is.
-            instance.doing = Doing::Running;
-            instance.to = None;
-            let needs = instance.needs;
-            // It may run there for all that is known.
-            self.out.commands.push(Command::Stop { instance: id, machine });
-            self.vacate(machine, id, needs);
-            return;
+            return self.stay(id, machine);
         }
         instance.failures += 1;
         instance.not_before = now.plus(pause_ms(instance.failures));
         let retry = (instance.not_before, id);
         self.retries.insert(retry);
         self.suspect_machine(machine);
+    }
+
+    /// A start that says nothing of the machine: it is tried again after a while.
+    pub(super) fn not_tried(&mut self, id: InstanceId, machine: MachineId) {
+        if !self.is_starting(id, machine) {
+            return;
+        }
+        self.out.instances.push(id);
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        if instance.doing == Doing::Moving {
+            return self.stay(id, machine);
+        }
+        instance.not_before = self.now.plus(NOT_TRIED_MS);
+        let retry = (instance.not_before, id);
+        self.retries.insert(retry);
+    }
+
+    fn is_starting(&self, id: InstanceId, machine: MachineId) -> bool {
+        self.instances.get(&id).is_some_and(|instance| match instance.doing {
+            Doing::Starting => instance.machine == Some(machine),
+            Doing::Moving => instance.to == Some(machine),
+            _ => false,
+        })
+    }
+
+    /// One that was to move goes on where it is.
+    fn stay(&mut self, id: InstanceId, machine: MachineId) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        instance.doing = Doing::Running;
+        instance.to = None;
+        let needs = instance.needs;
+        // It may run there for all that is known.
+        self.out.commands.push(Command::Stop { instance: id, machine });
+        self.vacate(machine, id, needs);
     }
 
     /// Puts a machine in quarantine on which several instances fail and none runs.

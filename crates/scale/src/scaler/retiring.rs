@@ -148,6 +148,9 @@ impl Scaler {
 
     pub(super) fn confirmed(&mut self, id: MachineId, running: Option<u32>) {
         let now = self.now;
+        if running.is_some() {
+            self.heard(id, true);
+        }
         let Some(machine) = self.machines.get(&id) else { return };
         if machine.absent_since.is_some() {
             match running {

@@ -10,7 +10,7 @@ use crate::{
 use bulkhead_core::PoolName;
 use bulkhead_pool::Request;
 use bulkhead_scale::{
-    Command, Decision, Doing, Event, InstanceId, MachineId, Micros, Output, PoolIndex, Room, Scaler, Wish,
+    Command, Decision, Doing, Event, Instance, InstanceId, MachineId, Micros, Output, PoolIndex, Room, Scaler, Wish,
 };
 use clap::Args;
 use schemars::JsonSchema;
@@ -112,33 +112,42 @@ impl<'a> Copy<'a> {
             Request::Start { workload, pool, needs, is_movable, count } => {
                 self.start(workload, pool, *needs, *is_movable, *count as usize);
             }
-            Request::Stop { workload, count } => self.stop(workload, *count as usize),
+            Request::Stop { workload, pool, count } => {
+                let index = pool.as_ref().map(|pool| self.pool(pool));
+                if index != Some(None) {
+                    self.stop(workload, index.flatten(), *count as usize);
+                }
+            }
             Request::Scale { workload, pool, needs, is_movable, count } => {
-                let (there, count) = (self.wanted(workload).len(), *count as usize);
+                let index = self.pool(pool);
+                let (there, count) = (self.wanted(workload, index).len(), *count as usize);
                 match count.checked_sub(there) {
                     Some(more) => self.start(workload, pool, *needs, *is_movable, more),
-                    None => self.stop(workload, there - count),
+                    None => self.stop(workload, index, there - count),
                 }
             }
         }
     }
 
-    /// The instances of a workload that nobody stops yet.
-    fn wanted(&self, workload: &str) -> Vec<InstanceId> {
+    fn pool(&self, name: &PoolName) -> Option<PoolIndex> {
+        let mut known = (0..).map(PoolIndex).map_while(|index| Some((index, self.scaler.pool(index)?.pool)));
+        known.find(|(_, pool)| pool.name == *name).map(|(index, _)| index)
+    }
+
+    /// The instances of a workload, in a pool or in all, that nobody stops yet.
+    fn wanted(&self, workload: &str, pool: Option<PoolIndex>) -> Vec<InstanceId> {
         let of_it = self.workloads.iter().filter(|(_, of)| *of == workload).map(|(id, _)| *id);
-        of_it.filter(|id| self.scaler.instance(*id).is_some_and(|row| row.doing != Doing::Stopping)).collect()
+        let is_wanted = |row: &Instance| row.doing != Doing::Stopping && pool.is_none_or(|pool| row.pool == pool);
+        of_it.filter(|id| self.scaler.instance(*id).is_some_and(is_wanted)).collect()
     }
 
     fn start(&mut self, workload: &str, pool: &PoolName, needs: Room, is_movable: bool, count: usize) {
-        let known = (0..).map(PoolIndex).map_while(|index| Some((index, self.scaler.pool(index)?)));
-        let Some(pool) = known.into_iter().find(|(_, view)| view.pool.name == *pool).map(|(index, _)| index) else {
-            return;
-        };
-        if !self.scaler.fits(pool, needs) {
+        let Some(pool) = self.pool(pool) else { return };
+        // The loop refuses more, too.
+        if !self.scaler.fits(pool, needs) || count > COUNT_MAX as usize {
             return;
         }
-        // No command asks for more; a plan of more would take long and say nothing new.
-        for _ in 0..count.min(COUNT_MAX as usize) {
+        for _ in 0..count {
             let instance = self.next_instance;
             self.next_instance = InstanceId(instance.0 + 1);
             self.workloads.insert(instance, workload.to_owned());
@@ -147,8 +156,8 @@ impl<'a> Copy<'a> {
     }
 
     /// Stops those that cost the least to stop, as a loop does.
-    fn stop(&mut self, workload: &str, count: usize) {
-        let mut instances = self.wanted(workload);
+    fn stop(&mut self, workload: &str, pool: Option<PoolIndex>, count: usize) {
+        let mut instances = self.wanted(workload, pool);
         instances.sort_by_key(|id| {
             let row = self.scaler.instance(*id);
             let machine = row.and_then(|row| row.machine).and_then(|machine| self.scaler.machine(machine));
@@ -257,8 +266,11 @@ impl<'a> Copy<'a> {
         match request {
             Request::Start { workload, pool, count, .. } => format!("start {count} of {workload} in {pool}"),
             Request::Scale { workload, pool, count, .. } => format!("have {count} of {workload} in {pool}"),
-            Request::Stop { workload, count: u32::MAX } => format!("stop all of {workload}"),
-            Request::Stop { workload, count } => format!("stop {count} of {workload}"),
+            Request::Stop { workload, pool, count } => {
+                let many = if *count == u32::MAX { "all".to_owned() } else { count.to_string() };
+                let place = pool.as_ref().map(|pool| format!(" in {pool}")).unwrap_or_default();
+                format!("stop {many} of {workload}{place}")
+            }
             Request::Freeze => "freeze".into(),
             Request::Thaw => "thaw".into(),
             Request::Machine { machine, wish } => {
@@ -356,7 +368,7 @@ mod tests {
         view.pending = ask(vec![start(4), Request::Machine { machine: MachineId(0), wish: Wish::Cordon }]);
         insta::assert_snapshot!(render(&report(&looked), Paint { colour: false }), @"");
         let view = looked.view.as_mut().unwrap();
-        view.pending = ask(vec![Request::Stop { workload: "notes/kernel".into(), count: u32::MAX }]);
+        view.pending = ask(vec![Request::Stop { workload: "notes/kernel".into(), pool: None, count: u32::MAX }]);
         insta::assert_snapshot!(render(&report(&looked), Paint { colour: false }), @"");
         let view = looked.view.as_mut().unwrap();
         view.pending = ask(vec![Request::Freeze, start(1)]);

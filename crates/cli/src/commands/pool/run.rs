@@ -5,27 +5,31 @@ use crate::{
     deployment::{document_of_held, payload_of_held},
     error::{Error, Kind, Result},
     grants::statements_about,
+    notices::{notices, revoked},
     output::printable,
-    pools::{self, GrantFile, Pools, database_error, grants},
-    session::{Session, sign_error},
-    workspace::{FleetFiles, PolicyFiles},
+    pools::{self, GrantFile, Pools, database_error, grant_file, grant_paths},
+    session::{Session, now, sign_error},
+    workspace::{FLEET, FleetFiles, PolicyFiles, read_if_present, shown as shown_path, write_durably},
 };
 use bulkhead_core::{
     EnvironmentName, NodeName, PoolName, SignedText,
     fleet::{FleetNode, PoolProvider},
+    grant::Grant,
     policy::{Role, key_blob},
 };
 use bulkhead_fleet::{bootstrap::find_agent, sign::Signer};
 use bulkhead_pool::{
-    Database, Enrolment, FleetNodes, Granted, Grants, Means, NodeMeans, Nodes, PoolSettings, Provided, ReadPolicy,
-    Runner, node_name, system_clock,
+    Database, Enrolment, FleetNodes, Granted, Grants, Means, NodeMeans, Nodes, PoolSettings, Provided, ReadNotices,
+    ReadPolicy, Runner, node_name, system_clock,
 };
 use bulkhead_provider::Provider;
-use bulkhead_scale::{State, Time};
+use bulkhead_scale::{Machine, Pool, State, Time};
+use bulkhead_trust::{order::CLOCK_SKEW_S, read_grant};
 use clap::Args;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool, mpsc},
 };
 use tokio::runtime::Handle;
 
@@ -43,27 +47,40 @@ pub(super) struct RunArgs {}
 /// Runs the loop.
 pub(super) async fn run(context: &Context, _: &RunArgs) -> Result<()> {
     let files = FleetFiles::load(&context.places)?;
-    let pools = Pools::of(&files.fleet)?;
+    let mut pools = Pools::of(&files.fleet)?;
     let directory = pools::directory(&files.fleet.fleet)?;
     std::fs::create_dir_all(&directory)
         .map_err(|error| Error::during(Kind::Internal, format!("cannot make {}", directory.display()), &error))?;
     let session = Session::of(context, files)?;
     check_environments(&session)?;
-    let provider = pools::provider(&session.files.fleet, &directory, || local(&session.files))?;
     let signer = signer(&session).await?;
     let agent = agent().await?;
-    // Before anything is said or asked: another loop may have it.
+    // Before leases are read, and anything is asked: another loop may have it.
     let database = Database::open(&directory.join("pool.sqlite")).map_err(|error| database_error(&error))?;
+    check_provider(&database, &pools, &directory)?;
+    let provider = pools::provider(&session.files.fleet, &directory, || local(&session.files))?;
+    let folder = Folder {
+        context: context.clone(),
+        session: session.clone(),
+        known: Mutex::default(),
+        runtime: Handle::current(),
+    };
+    for pool in &mut pools.pools {
+        folder.bound(pool)?;
+    }
 
-    let ui = Arc::clone(&context.ui);
-    let say = move |text: &str| ui.note(&printable(text));
-    let enrolment = Arc::new(Enrolment::new(&directory, logins(&session)));
+    let (sender, told) = mpsc::channel::<String>();
+    // It goes to the log that `pool log` shows.
+    let say = move |text: &str| drop(sender.send(text.to_owned()));
+    // Nobody else's key opens a machine that is not a node yet.
+    let enrolment = Arc::new(Enrolment::new(&directory, vec![signer.public_key().to_openssh()]));
     let provided = Provided::new(Arc::clone(&provider), pools::wanted(&session.files.fleet)?, Box::new(say.clone()))
         .enrolling(Arc::clone(&enrolment));
     let nodes = Arc::new(
         FleetNodes::new(NodeMeans {
             fleet: session.files.fleet.fleet.clone(),
             policy: policy(session.files.clone()),
+            notices: notices_of(session.files.clone()),
             identities: session.identities.clone(),
             timeouts: session.timeouts,
             ssh: session.ssh().clone(),
@@ -75,12 +92,7 @@ pub(super) async fn run(context: &Context, _: &RunArgs) -> Result<()> {
             adopted: session.files.fleet.nodes.clone(),
             provider,
             enrolment,
-            grants: Arc::new(Folder {
-                context: context.clone(),
-                session: session.clone(),
-                known: Mutex::default(),
-                runtime: Handle::current(),
-            }),
+            grants: Arc::new(folder),
             runtime: Handle::current(),
             log: Box::new(say),
         })
@@ -92,6 +104,7 @@ pub(super) async fn run(context: &Context, _: &RunArgs) -> Result<()> {
         nodes: Arc::clone(&nodes) as Arc<dyn Nodes>,
         clock: system_clock(),
         log: Box::new(move |at: Time, text: &str| ui.note(&format!("{at} {}", printable(text)))),
+        told,
     };
     let fleet = session.files.fleet.fleet.clone();
     let names: Vec<&str> = pools.pools.iter().map(|pool| pool.name.as_str()).collect();
@@ -103,6 +116,7 @@ pub(super) async fn run(context: &Context, _: &RunArgs) -> Result<()> {
         let machines = runner.scaler().machines().filter(|machine| machine.state != State::Gone);
         let names: BTreeSet<String> = machines.map(|machine| node_name(&machine.name).to_owned()).collect();
         nodes.forget(|name| names.contains(name)).map_err(|error| Error::of(Kind::Internal, &error))?;
+        stop_strays(&runner, &nodes)?;
         runner.run(&AtomicBool::new(false)).map_err(|error| database_error(&error))
     });
     work.await.map_err(|error| Error::during(Kind::Internal, "the loop ended early", &error))?
@@ -121,6 +135,50 @@ fn shown(error: Error) -> String {
     std::iter::once(error.message).chain(error.causes).collect::<Vec<_>>().join(": ")
 }
 
+/// Reads what was revoked, and the newest heartbeat, from beside `fleet.toml`.
+fn notices_of(files: FleetFiles) -> ReadNotices {
+    Box::new(move || notices(&files.directory).map_err(shown))
+}
+
+/// What runs on machines and is on no record: a start that a killed loop had begun, and that was given up meanwhile.
+fn stop_strays(runner: &Runner, nodes: &Arc<FleetNodes>) -> Result<()> {
+    let strays = nodes
+        .strays(|instance| runner.scaler().instance(instance).is_some())
+        .map_err(|error| Error::of(Kind::Internal, &error))?;
+    let machines = runner.scaler().machines().filter(|machine| machine.state != State::Gone);
+    let machines: BTreeMap<String, Machine> =
+        machines.map(|machine| (node_name(&machine.name).to_owned(), machine.clone())).collect();
+    let nodes = Arc::clone(nodes);
+    std::thread::spawn(move || {
+        for (name, instance) in strays {
+            if let Some(machine) = machines.get(&name) {
+                // What does not stop now is tried by the next loop; the machine is kept as long as it runs.
+                nodes.stop(machine, instance, "");
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Machines of another provider must be gone before this one is asked: it would say that they are.
+fn check_provider(database: &Database, pools: &Pools, directory: &Path) -> Result<()> {
+    let path = directory.join("provider");
+    let known = read_if_present(&path)?.map(|text| text.trim().to_owned());
+    let wanted = pools.provider.map(PoolProvider::as_str).unwrap_or_default();
+    if known.as_deref() == Some(wanted) {
+        return Ok(());
+    }
+    let rows = database.rows().map_err(|error| database_error(&error))?;
+    let there = rows.machines.iter().filter(|machine| machine.state != State::Gone).count();
+    if let Some(known) = known.filter(|_| there > 0) {
+        let message =
+            format!("{there} machines from {known} are on record, and {FLEET} has no pool from there any more");
+        return Err(Error::configuration(message)
+            .hint("put the pool back with `machines_max = 0`, and run this until `bulkhead pool ls` shows none"));
+    }
+    write_durably(&path, format!("{wanted}\n").as_bytes())
+}
+
 /// The policy must have the pools' environments, or nodes of them would take no order.
 fn check_environments(session: &Session) -> Result<()> {
     session.files.fleet.pools.values().try_for_each(|section| session.environment(&section.environment).map(drop))
@@ -136,11 +194,6 @@ fn settings(session: &Session) -> BTreeMap<PoolName, PoolSettings> {
         (name.clone(), settings)
     };
     session.files.fleet.pools.iter().map(of).collect()
-}
-
-/// Those who may make nodes of new machines: couriers, who may connect to nodes anyway.
-fn logins(session: &Session) -> Vec<String> {
-    session.policy.policy.holders(Role::Courier).map(|(_, key)| key.key.clone()).collect()
 }
 
 /// The scale key at hand.
@@ -197,11 +250,62 @@ struct Folder {
 }
 
 impl Folder {
+    /// The grants that enough people signed, by the policy of this moment, and that were not revoked. Whoever may write
+    /// to the repository may put anything there.
+    fn valid(&self) -> Result<Vec<GrantFile>> {
+        let files = &self.session.files;
+        let policy = files.policy()?.policy;
+        let revoked = revoked(&files.directory, &policy)?;
+        let mut valid = Vec::new();
+        for path in grant_paths(files) {
+            let file = match grant_file(path.clone()) {
+                Ok(file) => file,
+                Err(error) => {
+                    self.context.ui.warn(&error);
+                    continue;
+                }
+            };
+            let id = Grant::id(file.signed.text.as_bytes());
+            match read_grant(&file.signed, &policy, &file.grant.environment) {
+                _ if revoked.orders.contains(&id) => {}
+                Ok(_) if file.grant.issued > now().plus_s(CLOCK_SKEW_S) => {}
+                Ok(_) => valid.push(file),
+                Err(refusal) => {
+                    let what = format!("{} counts for nothing: {}", shown_path(&path), refusal.message);
+                    self.context.ui.warn(&Error::new(Kind::Refused, what));
+                }
+            }
+        }
+        Ok(valid)
+    }
+
     fn find(&self, pool: &PoolName, workload: &str) -> Result<GrantFile> {
-        let found = grants(&self.session.files)?.into_iter().filter(|file| file.grant.pool == *pool);
-        // Of several the one that ends last.
-        let of_it = found.filter(|file| file.grant.workload() == workload).max_by_key(|file| file.grant.not_after);
-        of_it.ok_or_else(|| Error::configuration(format!("nothing lets {workload} run in pool {pool}")))
+        let of_it = |file: &GrantFile| file.grant.pool == *pool && file.grant.workload() == workload;
+        // The newest is what people want now; one that lasts longer may be an old one that somebody kept.
+        let newest = self.valid()?.into_iter().filter(of_it).max_by_key(|file| file.grant.issued);
+        let again = "`bulkhead pool grant` in the app's folder gives one";
+        match newest {
+            None => Err(Error::configuration(format!("no grant lets {workload} run in {pool}; {again}"))),
+            Some(file) if file.grant.not_after <= now() => {
+                let message = format!("the grant for {workload} ended at {}; {again}", file.grant.not_after);
+                Err(Error::configuration(message))
+            }
+            Some(file) => Ok(file),
+        }
+    }
+
+    /// Lets a pool have no more machines than people granted: `fleet.toml` is signed by nobody.
+    fn bound(&self, pool: &mut Pool) -> Result<()> {
+        let valid = self.valid()?;
+        let Some(most) = valid.iter().filter(|file| file.grant.pool == pool.name).map(|file| file.grant.machines).max()
+        else {
+            return Ok(());
+        };
+        if pool.caps.machines.is_none_or(|machines| machines > most) {
+            self.context.ui.note(&format!("pool {} may have {most} machines, as its grants say", pool.name));
+            pool.caps.machines = Some(most);
+        }
+        Ok(())
     }
 
     /// Nodes that may have the image, should this machine's cache have lost it.

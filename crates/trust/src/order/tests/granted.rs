@@ -236,6 +236,11 @@ fn until_it_ends() {
         |granted| granted.case.revoked.orders.extend([Grant::id(&granted.grant.to_bytes())]),
         Err((Rule::Revoked, "scale grant")),
     );
+    check(
+        Action::Remove { volumes: false },
+        |granted| granted.case.revoked.orders.extend([Grant::id(&granted.grant.to_bytes())]),
+        ZORRO,
+    );
     check_run(
         |granted| granted.case.policy_revoked.orders.extend([Grant::id(&granted.grant.to_bytes())]),
         Err((Rule::Revoked, "scale grant")),
