@@ -366,10 +366,32 @@ mod tests {
             count,
         };
         view.pending = ask(vec![start(4), Request::Machine { machine: MachineId(0), wish: Wish::Cordon }]);
-        insta::assert_snapshot!(render(&report(&looked), Paint { colour: false }), @"");
+        insta::assert_snapshot!(render(&report(&looked), Paint { colour: false }), @r"
+        asked, not yet taken
+          start 4 of notes/kernel in kernels
+          cordon kernels-k3f9-0
+        would buy
+          3 machines for kernels: $0.10713 an hour
+        would decide
+          buy kernels-k3f9-2: instance 4 fits nowhere; 0 slots were free
+          buy kernels-k3f9-3: instance 6 fits nowhere; 0 slots were free
+          buy kernels-k3f9-4: instance 8 fits nowhere; 0 slots were free
+          kernels-k3f9-0 is cordoned: a person said so
+        would do
+          make a node of kernels-k3f9-1
+          read the provider's list of machines
+          ask the provider for kernels-k3f9-2
+          ask the provider for kernels-k3f9-3
+          ask the provider for kernels-k3f9-4
+        limits
+          kernels: 2 of 10 machines, $0.07142 an hour, $0.020893 of $20.00 this month
+          all together: 2 machines, $0.07142 of $1.00 an hour, $0.020893 this month
+        ");
         let view = looked.view.as_mut().unwrap();
         view.pending = ask(vec![Request::Stop { workload: "notes/kernel".into(), pool: None, count: u32::MAX }]);
-        insta::assert_snapshot!(render(&report(&looked), Paint { colour: false }), @"");
+        let stopped = report(&looked);
+        assert_eq!(stopped.pending, ["stop all of notes/kernel"]);
+        assert!(stopped.commands.contains(&"stop 2 of notes/kernel on kernels-k3f9-0".to_owned()), "{stopped:?}");
         let view = looked.view.as_mut().unwrap();
         view.pending = ask(vec![Request::Freeze, start(1)]);
         assert!(report(&looked).buys.len() == 1, "what waited before was bought for before the freeze");
