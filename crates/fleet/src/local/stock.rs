@@ -12,7 +12,7 @@
 //! killed. A machine that is neither made nor in anyone's hands is a leftover:
 //! the next call that looks ends and removes it. The fleet's lock is held to
 //! look, to choose a number and an address, and to start a process, never while
-//! a tree is copied or removed.
+//! a tree is copied or removed, leftovers apart.
 
 use super::{
     Local, LocalError, NODES_MAX, failed, lock, machine::Machine, pristine, read_state, remove_tree, write_state,

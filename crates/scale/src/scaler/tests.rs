@@ -484,3 +484,46 @@ fn a_crash_at_any_moment() {
     table.start(23);
     assert_eq!(table.take().last(), Some(&Command::Create { machine: MachineId(2) }));
 }
+
+#[test]
+fn what_is_not_the_machines_fault_is_tried_there_again() {
+    let mut table = Table::new(|pool, _| pool.machine = Room::slots(4));
+    let ids = table.start(4);
+    table.take();
+    let (machine, server) = (MachineId(0), ServerId(100));
+    table.tell(Event::Created { machine, answer: CreateAnswer::Made(server) });
+    table.tell(Event::Joined { machine, server });
+    table.take();
+    for _ in 0..5 {
+        for &instance in &ids {
+            table.tell(Event::NotTried { instance, machine });
+        }
+        assert_eq!((table.take(), table.state(0)), (vec![], State::Ready));
+        table.pass(MINUTE_MS);
+        let again = ids.iter().map(|&instance| Command::Start { instance, machine });
+        assert_eq!(table.take(), again.collect::<Vec<_>>());
+    }
+    for &instance in &ids {
+        table.tell(Event::Started { instance, machine, is_running: true });
+    }
+    assert!(table.scaler.instances().all(|row| row.doing == Doing::Running));
+}
+
+#[test]
+fn what_runs_where_it_was_given_up_is_stopped() {
+    let mut table = Table::new(|pool, _| pool.machine = Room::slots(4));
+    let ids = table.start(4);
+    table.take();
+    let (machine, server) = (MachineId(0), ServerId(100));
+    table.tell(Event::Created { machine, answer: CreateAnswer::Made(server) });
+    table.tell(Event::Joined { machine, server });
+    table.take();
+    for &instance in &ids[..3] {
+        table.tell(Event::Started { instance, machine, is_running: false });
+    }
+    assert_eq!(table.state(0), State::Quarantined);
+    table.take();
+    // A start that was taken for failed comes about after all.
+    table.tell(Event::Started { instance: ids[0], machine, is_running: true });
+    assert!(table.take().contains(&Command::Stop { instance: ids[0], machine }));
+}

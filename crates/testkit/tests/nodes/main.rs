@@ -19,6 +19,7 @@ mod lives;
 mod mishaps;
 mod older;
 mod orders;
+mod pooled;
 mod promoting;
 mod recovering;
 mod releasing;
@@ -101,6 +102,11 @@ fn main() -> ExitCode {
     all.extend(trials("lives", "stage-1=staging", &lives::TESTS[2..], &dark));
     all.extend(trials("recovering", "stage-1=staging", &recovering::TESTS[..1], &orphaned));
     all.extend(trials("recovering", "stage-1=staging", &recovering::TESTS[1..], &filled));
+    all.push(Trial::test("pooled::a_pool_from_nothing_to_nothing", || {
+        World::without_nodes()
+            .and_then(|world| pooled::life(&world))
+            .map_err(|error| Failed::from(format!("{error:#}")))
+    }));
     all.extend(alone("granted", "stage-1=staging", granted::TESTS));
     all.extend(alone("trust", "stage-1=staging,prod-1=production", trust::TESTS));
     all.push(Trial::test("older::a_node_that_isolates_less_says_so_and_serves", || {

@@ -1,0 +1,128 @@
+//! A pool of machines, from the command line: bought of this machine, made nodes, given instances, and given back. The
+//! loop has a key that may nothing but scale, and is killed.
+
+use crate::trust::{fleet, key};
+use anyhow::{Context as _, Result, bail, ensure};
+use bulkhead_testkit::world::World;
+use serde_json::Value;
+use std::{
+    fs,
+    io::Write as _,
+    path::Path,
+    process::Child,
+    thread,
+    time::{Duration, Instant},
+};
+
+const SERVE: &[&str] = &["serve", "3000"];
+const WEB: &str = "port = 3000\ndrain = \"100ms\"\nstop = \"1s\"\nvolumes = { data = \"/var/lib/kernel\" }";
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A loop that is killed when this is dropped.
+struct Loop(Child);
+
+impl Loop {
+    fn start(world: &World, key: &Path) -> Result<Self> {
+        let this = Self(world.spawn_with_key(&world.fleet(), &["pool", "run"], key)?);
+        until(world, "the loop runs", |pool| pool["running"] == true)?;
+        Ok(this)
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        // With SIGKILL, as whatever may happen to it.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+fn look(world: &World) -> Result<Value> {
+    fleet(world, &["pool", "ls", "-o", "json"])?.expect(0)?.json()
+}
+
+fn until(world: &World, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
+    let begun = Instant::now();
+    loop {
+        let pool = look(world)?;
+        if is_so(&pool) {
+            return Ok(pool);
+        }
+        if begun.elapsed() > PATIENCE {
+            let log = fleet(world, &["pool", "log", "-n", "30"])?;
+            bail!("it did not come about that {what}: {pool:#}\n{log}");
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn machines(pool: &Value) -> Vec<(String, u64)> {
+    let machines = pool["machines"].as_array().into_iter().flatten();
+    let one = |machine: &Value| {
+        (machine["machine"].as_str().unwrap_or_default().to_owned(), machine["slots_used"].as_u64().unwrap_or_default())
+    };
+    machines.map(one).collect()
+}
+
+pub(crate) fn life(world: &World) -> Result<()> {
+    let (scaler, _) = key(world, "scaler")?;
+    let public = format!("{}.pub", scaler.display());
+    let roles = ["--role", "scale", "--role", "courier", "--role", "observe", "--yes"];
+    fleet(world, &[&["key", "add", "scaler", &public][..], &roles].concat())?.expect(0)?;
+    let mut file = fs::File::options().append(true).open(world.fleet().join("fleet.toml"))?;
+    file.write_all(
+        b"\n[pools.kernels]\nenvironment = \"staging\"\nprovider = \"local\"\nslots = 2\nmachines_max = 3\nidle = \"3s\"\n",
+    )?;
+    let app = world.app("kernel", SERVE, WEB)?;
+    let _down = Down(world);
+
+    // Nothing starts that nobody granted, and data that goes with its instance must be said to.
+    app.run(&["start", "kernel/web", "--count", "1"])?.expect(3)?.says("pool grant")?;
+    app.run(&["pool", "grant", "kernels", "-e", "staging", "--yes"])?.expect(3)?.says("--scratch")?;
+    let granted = app.run(&["pool", "grant", "kernels", "-e", "staging", "--scratch", "--yes", "-o", "json"])?;
+    let grant = granted.expect(0)?.json()?["grant"].as_str().context("no grant")?.to_owned();
+
+    let first = Loop::start(world, &scaler)?;
+    // A machine for two; then the third buys another.
+    app.run(&["start", "kernel/web", "--count", "2", "--within", "2m"])?.expect(0)?.says("running")?;
+    let pool = look(world)?;
+    let [(one, 2)] = &machines(&pool)[..] else { bail!("not one full machine: {pool:#}") };
+    app.run(&["start", "kernel/web", "--count", "1", "--within", "2m"])?.expect(0)?;
+    let pool = look(world)?;
+    let [(_, 2), (other, 1)] = &machines(&pool)[..] else { bail!("not two and one: {pool:#}") };
+    fleet(world, &["ps"])?.expect(0)?.says(one)?.says(other)?.says("kernel-1/web")?.says("kernel-2/web")?;
+    fleet(world, &["pool", "ls", "--timings"])?.expect(0)?.says("FIRST INSTANCE")?;
+    for name in [one, other] {
+        let audit = fleet(world, &["audit", name, "-o", "json"])?.expect(0)?;
+        audit.says("scale grant")?.says("scaler")?;
+    }
+
+    // It is killed with two instances on their way out, and the next one goes on.
+    app.run(&["scale", "kernel/web", "--count", "1", "--within", "0s"])?.expect(0)?;
+    drop(first);
+    let second = Loop::start(world, &scaler)?;
+    let pool = until(world, "one is left, on one machine", |pool| machines(pool).len() == 1)?;
+    ensure!(machines(&pool)[0].1 == 1, "{pool:#}");
+
+    // What is revoked starts nothing more, on machines to come neither.
+    fleet(world, &["revoke", "--order", &grant, "--reason", "the loop was taken", "--yes"])?;
+    app.run(&["start", "kernel/web", "--count", "1"])?.expect(5)?.says("revoked")?;
+    app.run(&["stop", "kernel/web", "--count", "1", "--within", "1m"])?.expect(0)?;
+    until(world, "every machine is given back", |pool| machines(pool).is_empty())?;
+    drop(second);
+    let machines = std::process::Command::new("pgrep").args(["-f", &format!("{one}|{other}")]).output()?;
+    ensure!(machines.stdout.is_empty(), "left over: {}", String::from_utf8_lossy(&machines.stdout));
+    Ok(())
+}
+
+/// What of the local fleet is left is removed, also where the test fails.
+struct Down<'a>(&'a World);
+
+impl Drop for Down<'_> {
+    fn drop(&mut self) {
+        let down = fleet(self.0, &["local", "down", "--remove", "--yes"]).and_then(|ran| ran.expect(0));
+        if let Err(error) = down {
+            std::io::stderr().write_all(format!("the pool's machines were not removed: {error:#}\n").as_bytes()).ok();
+        }
+    }
+}
