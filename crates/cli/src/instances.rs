@@ -26,6 +26,7 @@ use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     path::Path,
     time::{Duration, Instant},
@@ -122,12 +123,12 @@ pub async fn run(
     let workload = workload(&target.app, &target.service);
     let request = match verb {
         Verb::Stop => {
-            is_there(&looked, &workload, environment, &[])?;
+            is_there(&looked, &workload, args.pool.as_ref(), environment, &[])?;
             Request::Stop { workload: workload.clone(), pool: args.pool.clone(), count }
         }
         // As with every stop, no grant is needed for it.
         Verb::Scale { .. } if count == 0 => {
-            is_there(&looked, &workload, environment, &grants(&looked.files)?)?;
+            is_there(&looked, &workload, args.pool.as_ref(), environment, &grants(&looked.files)?)?;
             Request::Stop { workload: workload.clone(), pool: args.pool.clone(), count: u32::MAX }
         }
         Verb::Start { is_movable } | Verb::Scale { is_movable } => {
@@ -208,38 +209,38 @@ fn must_be_of(looked: &Looked, pool: &PoolName, environment: Option<&Environment
     }
 }
 
-/// Whether there is anything of a workload that could be stopped: instances, requests for some, or a grant. Those in
-/// pools must be in pools of the named environment.
+/// Whether there is anything of a workload that could be stopped, in a pool or in any: instances, requests for some, or a
+/// grant. The named environment must be that of its pools.
 fn is_there(
     looked: &Looked,
     workload: &str,
+    pool: Option<&PoolName>,
     environment: Option<&EnvironmentName>,
     grants: &[GrantFile],
 ) -> Result<()> {
-    let mut known: BTreeSet<String> = grants.iter().map(|file| file.grant.workload()).collect();
-    let mut pools: BTreeSet<&PoolName> = BTreeSet::new();
+    let mut known: Vec<(String, &PoolName)> =
+        grants.iter().map(|file| (file.grant.workload(), &file.grant.pool)).collect();
     if let Some(view) = &looked.view {
-        known.extend(view.workloads.values().cloned());
         for instance in &view.rows.instances {
-            if view.workloads.get(&instance.id).is_some_and(|of| of == workload) {
-                pools.extend(view.pools.get(usize::from(instance.pool.0)).map(|pool| &pool.name));
-            }
+            let of = view.workloads.get(&instance.id).zip(view.pools.get(usize::from(instance.pool.0)));
+            known.extend(of.map(|(workload, pool)| (workload.clone(), &pool.name)));
         }
         for asked in &view.pending {
-            if let Ok(Request::Start { workload: of, pool, .. } | Request::Scale { workload: of, pool, .. }) =
-                &asked.request
-            {
-                known.insert(of.clone());
-                pools.extend((of == workload).then_some(pool));
+            if let Ok(Request::Start { workload, pool, .. } | Request::Scale { workload, pool, .. }) = &asked.request {
+                known.push((workload.clone(), pool));
             }
         }
     }
-    if !known.contains(workload) {
-        let error = Error::usage(format!("there is no instance of {workload}, and none was asked for"));
-        return Err(match nearest(workload, known.iter().map(String::as_str)) {
+    known.retain(|(_, place)| pool.is_none_or(|pool| pool == *place));
+    let pools: BTreeSet<&PoolName> = known.iter().filter(|(of, _)| of == workload).map(|(_, pool)| *pool).collect();
+    if pools.is_empty() {
+        let place = pool.map(|pool| format!(" in pool `{pool}`")).unwrap_or_default();
+        let error = Error::usage(format!("there is no instance of {workload}{place}, and none was asked for"));
+        let names: BTreeSet<&str> = known.iter().map(|(of, _)| of.as_str()).collect();
+        return Err(match nearest(workload, names.iter().copied()) {
             Some(near) => error.hint(format!("did you mean `{near}`?")),
-            None if known.is_empty() => error,
-            None => error.hint(format!("there are {}", known.into_iter().collect::<Vec<_>>().join(", "))),
+            None if names.is_empty() => error,
+            None => error.hint(format!("there are {}", names.into_iter().collect::<Vec<_>>().join(", "))),
         });
     }
     pools.into_iter().try_for_each(|pool| must_be_of(looked, pool, environment))
@@ -262,6 +263,10 @@ fn granted(all: Vec<GrantFile>, workload: &str, pool: Option<&PoolName>, revoked
     let is_of =
         |file: &GrantFile| file.grant.workload() == workload && pool.is_none_or(|pool| file.grant.pool == *pool);
     let mut grants: Vec<GrantFile> = all.into_iter().filter(is_of).collect();
+    // Of several for a pool the loop takes the newest that was not revoked.
+    let is_revoked = |file: &GrantFile| revoked.orders.contains(&Grant::id(file.signed.text.as_bytes()));
+    grants.sort_by_key(|file| (file.grant.pool.clone(), is_revoked(file), Reverse(file.grant.issued)));
+    grants.dedup_by(|later, first| later.grant.pool == first.grant.pool);
     let again = "`bulkhead pool grant POOL -e ENV` in the app's folder makes one";
     if grants.len() > 1 {
         let pools: Vec<&str> = grants.iter().map(|file| file.grant.pool.as_str()).collect();
@@ -276,7 +281,7 @@ fn granted(all: Vec<GrantFile>, workload: &str, pool: Option<&PoolName>, revoked
         let message = format!("the grant in {} ended at {}", shown(&file.path), file.grant.not_after);
         return Err(Error::new(Kind::Refused, message).hint(again));
     }
-    if revoked.orders.contains(&Grant::id(file.signed.text.as_bytes())) {
+    if is_revoked(&file) {
         let message = format!("the grant was revoked: {}", shown(&file.path));
         return Err(Error::new(Kind::Refused, message).hint(again));
     }
@@ -467,7 +472,7 @@ mod tests {
         ImageId, SignedText, Timestamp,
         order::{Run, ServiceSpec},
     };
-    use bulkhead_pool::{Asked, Database, Means, Nodes, Runner, Servers};
+    use bulkhead_pool::{Asked, Database, Means, Nodes, Runner, Servers, Start};
     use bulkhead_scale::{Billing, CreateAnswer, DeleteAnswer, Limits, Machine, Micros, Room, Server, ServerId};
     use std::sync::{
         Arc, Mutex,
@@ -501,8 +506,8 @@ mod tests {
         fn running(&self, _: &Machine) -> Option<u32> {
             None
         }
-        fn start(&self, _: &Machine, _: InstanceId, _: &str) -> bulkhead_pool::Start {
-            bulkhead_pool::Start::Running
+        fn start(&self, _: &Machine, _: InstanceId, _: &str) -> Start {
+            Start::Running
         }
         fn stop(&self, _: &Machine, _: InstanceId, _: &str) -> bool {
             true
@@ -656,7 +661,7 @@ mod tests {
         let mut looked = looked(folder.path());
         let of = |looked: &Looked, workload: &str, environment: Option<&str>| {
             let environment = environment.map(|name| name.parse().unwrap());
-            is_there(looked, workload, environment.as_ref(), &[]).map_err(|error| (error.message, error.hints))
+            is_there(looked, workload, None, environment.as_ref(), &[]).map_err(|error| (error.message, error.hints))
         };
         assert!(of(&looked, "notes/kernel", None).is_ok());
         assert!(of(&looked, "notes/kernel", Some("production")).is_ok());
@@ -665,6 +670,9 @@ mod tests {
         let (message, hints) = of(&looked, "notes/kernle", None).unwrap_err();
         assert_eq!(message, "there is no instance of notes/kernle, and none was asked for");
         assert_eq!(hints, ["did you mean `notes/kernel`?"]);
+        let elsewhere = "elsewhere".parse().unwrap();
+        let error = is_there(&looked, "notes/kernel", Some(&elsewhere), None, &[]).unwrap_err();
+        assert_eq!(error.message, "there is no instance of notes/kernel in pool `elsewhere`, and none was asked for");
         // What was asked for and not begun yet can be taken back.
         let view = looked.view.as_mut().unwrap();
         assert_eq!(waits_already(view), None);

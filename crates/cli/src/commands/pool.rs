@@ -221,7 +221,7 @@ pub(crate) mod tests {
         };
         database.write(&scaler, &written).unwrap();
         drop(database);
-        let view = View::read(&path).unwrap().map(|view| View { token: "k3f9".into(), ..view });
+        let view = View::read(&path).unwrap().map(|view| View { token: "k3f9".into(), is_running: false, ..view });
         Looked { files: FleetFiles { directory: folder.to_owned(), fleet }, pools, path, view, now: at(75) }
     }
 }

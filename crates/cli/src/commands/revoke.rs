@@ -31,7 +31,8 @@ const SHOWN_MAX: usize = 5;
 /// Any one release key is enough; a green key may revoke images and statements. What
 /// runs goes on running, and is shown first: stop it, or deploy another. What is revoked
 /// stays so. Where some nodes take it and others do not, the exit code is 9, and the same
-/// command again brings it to the others.
+/// command again brings it to the others. What was signed is kept in `.bulkhead/notices`
+/// beside `fleet.toml`, and machines that a loop buys are brought it.
 #[derive(Debug, Args)]
 pub struct RevokeArgs {
     /// Images to revoke: ids, or the beginning of one as `bulkhead ps` and `releases` show it. With `--yes`, or while a
@@ -39,7 +40,7 @@ pub struct RevokeArgs {
     #[arg(long = "image", value_name = "IMAGE")]
     pub images: Vec<Beginning>,
 
-    /// Orders and standing orders to revoke.
+    /// Orders, standing orders and grants for pools to revoke.
     #[arg(long = "order", value_name = "ORDER")]
     pub orders: Vec<OrderId>,
 

@@ -97,6 +97,8 @@ pub struct ListedMachine {
     pub address: Option<String>,
     /// Since when it does not answer, in milliseconds since 1970.
     pub silent_since_ms: Option<u64>,
+    /// Whether it became a node.
+    pub node: bool,
     /// When it is given back by itself, in milliseconds since 1970, where it is in quarantine and nobody must decide.
     pub goes_ms: Option<u64>,
     /// The parts of its way from the request to the provider to its first instance, as far as it is.
@@ -220,6 +222,7 @@ fn report(looked: &Looked, nodes: &BTreeMap<String, NodeRecord>, told: &[Told]) 
                     server: machine.server.map(|server| server.0),
                     address: node.map(|node| node.node.address.clone()),
                     silent_since_ms: silent.get(&machine.id).copied(),
+                    node: machine.is_node(),
                     goes_ms: goes_ms(machine, pool),
                     parts: parts.into_iter().map(|(part, ms)| MachinePart { part: part.to_owned(), ms }).collect(),
                 }
@@ -244,14 +247,19 @@ fn goes_ms(machine: &Machine, pool: Option<&Pool>) -> Option<u64> {
 /// What a person can do about a machine in quarantine.
 fn about_quarantined(machine: &ListedMachine, now: Time) -> String {
     let name = &machine.machine;
-    let address = machine.address.as_deref().unwrap_or("its address at the provider");
+    // Who may log in to a machine as root goes once it is a node.
+    let look = match machine.address.as_deref() {
+        _ if machine.node => {
+            format!("`bulkhead ps` and `logs` show what runs there, `bulkhead pool uncordon {name}` uses it again")
+        }
+        Some(address) => format!("look at it with `ssh root@{address}` and the loop's key"),
+        None => "look at it at the provider".to_owned(),
+    };
     let goes = machine.goes_ms.map_or_else(
-        || "it stays until somebody decides".to_owned(),
+        || "it stays until somebody does".to_owned(),
         |goes| format!("by itself it goes in {}", span(Time(goes).since(now))),
     );
-    format!(
-        "quarantined: {name} is paid for; look at it with `ssh root@{address}` and the loop's key, then `bulkhead pool discard {name}`; {goes}"
-    )
+    format!("quarantined: {name} is paid for; {look}; `bulkhead pool discard {name}` gives it back; {goes}")
 }
 
 /// `2 ready, 1 booting`, in an order of its own.
@@ -380,6 +388,7 @@ mod tests {
         let looked = looked(folder.path());
         let json = serde_json::json!({
             "name": "kernels-k3f9-0",
+            "server": 1000,
             "node": { "environment": "production", "address": "192.0.2.1", "pool": "kernels" },
             "is_adopted": false,
             "milestones": { "asked": 100, "located": 1_600, "reached": 31_000, "packaged": 31_100, "laid_out": 33_000 },
@@ -409,10 +418,16 @@ mod tests {
         report.machines[1].state = "quarantined".into();
         report.machines[1].goes_ms = Some(looked.now.0 + 1_800_000);
         report.machines[1].address = Some("192.0.2.2".into());
-        insta::assert_snapshot!(notes(&report), @"");
+        insta::assert_snapshot!(notes(&report), @"quarantined: kernels-k3f9-1 is paid for; look at it with `ssh root@192.0.2.2` and the loop's key; `bulkhead pool discard kernels-k3f9-1` gives it back; by itself it goes in 30 min");
         report.machines[1].goes_ms = None;
-        assert!(notes(&report).ends_with("it stays until somebody decides"));
-        insta::assert_snapshot!(ways(&report, Paint { colour: false }), @"");
+        report.machines[1].node = true;
+        assert!(notes(&report).contains("`bulkhead pool uncordon kernels-k3f9-1` uses it again"));
+        assert!(notes(&report).ends_with("it stays until somebody does"));
+        insta::assert_snapshot!(ways(&report, Paint { colour: false }), @r"
+        MACHINE         LOCATED  REACHED  PACKAGES  LAID OUT  GREETED  FIRST INSTANCE   IN ALL
+        kernels-k3f9-0   1.50 s  29.40 s    100 ms    1.90 s        -               -  32.90 s
+        kernels-k3f9-1        -        -         -         -        -               -     0 ms
+        ");
     }
 
     #[test]

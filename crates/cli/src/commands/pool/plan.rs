@@ -10,7 +10,7 @@ use crate::{
 use bulkhead_core::PoolName;
 use bulkhead_pool::Request;
 use bulkhead_scale::{
-    Command, Decision, Doing, Event, InstanceId, MachineId, Micros, Output, PoolIndex, Room, Scaler, Wish,
+    Command, Decision, Doing, Event, Instance, InstanceId, MachineId, Micros, Output, PoolIndex, Room, Scaler, Wish,
 };
 use clap::Args;
 use schemars::JsonSchema;
@@ -113,14 +113,13 @@ impl<'a> Copy<'a> {
                 self.start(workload, pool, *needs, *is_movable, *count as usize);
             }
             Request::Stop { workload, pool, count } => {
-                let pool = pool.as_ref().map(|pool| self.index(pool));
-                // Of a pool that is not there it is told nothing.
-                if pool != Some(None) {
-                    self.stop(workload, pool.flatten(), *count as usize);
+                let index = pool.as_ref().map(|pool| self.pool(pool));
+                if index != Some(None) {
+                    self.stop(workload, index.flatten(), *count as usize);
                 }
             }
             Request::Scale { workload, pool, needs, is_movable, count } => {
-                let index = self.index(pool);
+                let index = self.pool(pool);
                 let (there, count) = (self.wanted(workload, index).len(), *count as usize);
                 match count.checked_sub(there) {
                     Some(more) => self.start(workload, pool, *needs, *is_movable, more),
@@ -130,26 +129,25 @@ impl<'a> Copy<'a> {
         }
     }
 
-    fn index(&self, pool: &PoolName) -> Option<PoolIndex> {
-        let mut known = (0..).map(PoolIndex).map_while(|index| Some((index, self.scaler.pool(index)?)));
-        known.find(|(_, view)| view.pool.name == *pool).map(|(index, _)| index)
+    fn pool(&self, name: &PoolName) -> Option<PoolIndex> {
+        let mut known = (0..).map(PoolIndex).map_while(|index| Some((index, self.scaler.pool(index)?.pool)));
+        known.find(|(_, pool)| pool.name == *name).map(|(index, _)| index)
     }
 
     /// The instances of a workload, in a pool or in all, that nobody stops yet.
     fn wanted(&self, workload: &str, pool: Option<PoolIndex>) -> Vec<InstanceId> {
         let of_it = self.workloads.iter().filter(|(_, of)| *of == workload).map(|(id, _)| *id);
-        let is_wanted =
-            |row: &bulkhead_scale::Instance| row.doing != Doing::Stopping && pool.is_none_or(|pool| row.pool == pool);
+        let is_wanted = |row: &Instance| row.doing != Doing::Stopping && pool.is_none_or(|pool| row.pool == pool);
         of_it.filter(|id| self.scaler.instance(*id).is_some_and(is_wanted)).collect()
     }
 
     fn start(&mut self, workload: &str, pool: &PoolName, needs: Room, is_movable: bool, count: usize) {
-        let Some(pool) = self.index(pool) else { return };
-        if !self.scaler.fits(pool, needs) {
+        let Some(pool) = self.pool(pool) else { return };
+        // The loop refuses more, too.
+        if !self.scaler.fits(pool, needs) || count > COUNT_MAX as usize {
             return;
         }
-        // No command asks for more; a plan of more would take long and say nothing new.
-        for _ in 0..count.min(COUNT_MAX as usize) {
+        for _ in 0..count {
             let instance = self.next_instance;
             self.next_instance = InstanceId(instance.0 + 1);
             self.workloads.insert(instance, workload.to_owned());
@@ -268,8 +266,11 @@ impl<'a> Copy<'a> {
         match request {
             Request::Start { workload, pool, count, .. } => format!("start {count} of {workload} in {pool}"),
             Request::Scale { workload, pool, count, .. } => format!("have {count} of {workload} in {pool}"),
-            Request::Stop { workload, count: u32::MAX, .. } => format!("stop all of {workload}"),
-            Request::Stop { workload, count, .. } => format!("stop {count} of {workload}"),
+            Request::Stop { workload, pool, count } => {
+                let many = if *count == u32::MAX { "all".to_owned() } else { count.to_string() };
+                let place = pool.as_ref().map(|pool| format!(" in {pool}")).unwrap_or_default();
+                format!("stop {many} of {workload}{place}")
+            }
             Request::Freeze => "freeze".into(),
             Request::Thaw => "thaw".into(),
             Request::Machine { machine, wish } => {
@@ -365,10 +366,32 @@ mod tests {
             count,
         };
         view.pending = ask(vec![start(4), Request::Machine { machine: MachineId(0), wish: Wish::Cordon }]);
-        insta::assert_snapshot!(render(&report(&looked), Paint { colour: false }), @"");
+        insta::assert_snapshot!(render(&report(&looked), Paint { colour: false }), @r"
+        asked, not yet taken
+          start 4 of notes/kernel in kernels
+          cordon kernels-k3f9-0
+        would buy
+          3 machines for kernels: $0.10713 an hour
+        would decide
+          buy kernels-k3f9-2: instance 4 fits nowhere; 0 slots were free
+          buy kernels-k3f9-3: instance 6 fits nowhere; 0 slots were free
+          buy kernels-k3f9-4: instance 8 fits nowhere; 0 slots were free
+          kernels-k3f9-0 is cordoned: a person said so
+        would do
+          make a node of kernels-k3f9-1
+          read the provider's list of machines
+          ask the provider for kernels-k3f9-2
+          ask the provider for kernels-k3f9-3
+          ask the provider for kernels-k3f9-4
+        limits
+          kernels: 2 of 10 machines, $0.07142 an hour, $0.020893 of $20.00 this month
+          all together: 2 machines, $0.07142 of $1.00 an hour, $0.020893 this month
+        ");
         let view = looked.view.as_mut().unwrap();
         view.pending = ask(vec![Request::Stop { workload: "notes/kernel".into(), pool: None, count: u32::MAX }]);
-        insta::assert_snapshot!(render(&report(&looked), Paint { colour: false }), @"");
+        let stopped = report(&looked);
+        assert_eq!(stopped.pending, ["stop all of notes/kernel"]);
+        assert!(stopped.commands.contains(&"stop 2 of notes/kernel on kernels-k3f9-0".to_owned()), "{stopped:?}");
         let view = looked.view.as_mut().unwrap();
         view.pending = ask(vec![Request::Freeze, start(1)]);
         assert!(report(&looked).buys.len() == 1, "what waited before was bought for before the freeze");
