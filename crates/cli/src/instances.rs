@@ -33,7 +33,7 @@ use std::{
 };
 
 /// The most instances that one command asks for: more is a slip, and machines are bought for it.
-pub const COUNT_MAX: u32 = 100_000;
+pub use bulkhead_pool::COUNT_MAX;
 /// How often it is looked how far the loop is.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long is waited at a terminal where nothing is said: more than a machine takes to boot, or to be given up.

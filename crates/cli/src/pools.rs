@@ -148,6 +148,10 @@ fn pool(name: &PoolName, section: &PoolSection) -> Result<Pool> {
     if is_paid && section.machines_max.is_none() {
         return Err(wrong(&key("machines_max"), "write how many machines it may buy at most, such as `10`"));
     }
+    if !section.ssh_from.is_empty() && section.provider != PoolProvider::DigitalOcean {
+        let what = format!("it is for DigitalOcean's firewall; set one up at {} yourself", section.provider.as_str());
+        return Err(wrong(&key("ssh_from"), &what));
+    }
     if section.slots == 0 {
         return Err(wrong(&key("slots"), "write how many instances a machine takes, such as `23`"));
     }
@@ -207,7 +211,8 @@ pub fn needs(pool: &Pool, service: &ServiceSpec) -> Room {
 /// # Errors
 /// A key is missing.
 pub fn wanted(fleet: &Fleet) -> Result<BTreeMap<PoolName, Wanted>> {
-    fleet.pools.iter().map(|(name, section)| Ok((name.clone(), wanted_of(name, section)?))).collect()
+    let of = |(name, section)| Ok((PoolName::clone(name), wanted_of(&fleet.fleet, name, section)?));
+    fleet.pools.iter().map(of).collect()
 }
 
 /// Checks what a loop would find wrong only once it is to buy: what machines are bought as, and that the policy has the
@@ -231,7 +236,12 @@ pub fn check(fleet: &Fleet, policy: &Policy) -> Result<()> {
     Ok(())
 }
 
-fn wanted_of(name: &PoolName, section: &PoolSection) -> Result<Wanted> {
+/// The name of a pool's firewall at the provider, and of the tag by which its machines are behind it.
+fn firewall(fleet: &FleetName, pool: &PoolName) -> String {
+    format!("bulkhead-{fleet}-{pool}")
+}
+
+fn wanted_of(fleet: &FleetName, name: &PoolName, section: &PoolSection) -> Result<Wanted> {
     let examples = match section.provider {
         PoolProvider::DigitalOcean => Some(["fra1", "s-2vcpu-4gb", "debian-13-x64"]),
         PoolProvider::Hetzner => Some(["fsn1", "cx33", "debian-13"]),
@@ -257,7 +267,10 @@ fn wanted_of(name: &PoolName, section: &PoolSection) -> Result<Wanted> {
         size: said("size", &section.size, 1)?,
         image: image.parse().map_or(Image::Slug(image), Image::Id),
         network: section.network.clone(),
-        tags: section.tags.clone(),
+        tags: {
+            let behind = (!section.ssh_from.is_empty()).then(|| firewall(fleet, name));
+            section.tags.iter().cloned().chain(behind).collect()
+        },
     })
 }
 
@@ -277,7 +290,15 @@ pub fn provider(
         Some(PoolProvider::Local) => local(),
         Some(PoolProvider::DigitalOcean) => {
             let settings = settings("DIGITALOCEAN", DigitalOcean::BASE_URL, &|name| std::env::var(name).ok())?;
-            Ok(Arc::new(DigitalOcean::new(settings, &fleet.fleet).map_err(folded)?))
+            let digitalocean = DigitalOcean::new(settings, &fleet.fleet).map_err(folded)?;
+            for (name, section) in fleet.pools.iter().filter(|(_, section)| !section.ssh_from.is_empty()) {
+                let firewall = firewall(&fleet.fleet, name);
+                // Before anything is bought that would be open to all until then.
+                digitalocean.ensure_firewall(&firewall, &firewall, &section.ssh_from).map_err(|error| {
+                    Error::during(Kind::Node, format!("cannot set up the firewall of pool `{name}`"), &error)
+                })?;
+            }
+            Ok(Arc::new(digitalocean))
         }
         Some(PoolProvider::Hetzner) => {
             let settings = settings("HETZNER", Hetzner::BASE_URL, &|name| std::env::var(name).ok())?;
@@ -451,6 +472,15 @@ mod tests {
         let mut service = ServiceSpec::new("kernel".parse().unwrap(), vec!["kernel".into()]);
         (service.memory_max_bytes, service.cpu_percent) = (Some((64 << 20) + 1), Some(50));
         assert_eq!(needs(pool, &service), Room { slots: 1, memory_mib: 65, cpu_milli: 0 });
+    }
+
+    #[test]
+    fn a_firewall_is_for_the_machines_of_its_pool() {
+        let text = GOOD.replace("per_month =", "tags = [\"ours\"]\nssh_from = [\"203.0.113.7\"]\nper_month =");
+        let tags = wanted(&fleet(&text)).unwrap().into_values().next().unwrap().tags;
+        assert_eq!(tags, ["ours", "bulkhead-acme-kernels"]);
+        let elsewhere = text.replace("digitalocean", "hetzner");
+        assert!(Pools::of(&fleet(&elsewhere)).unwrap_err().message.contains("ssh_from: it is for DigitalOcean"));
     }
 
     #[test]

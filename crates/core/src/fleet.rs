@@ -143,6 +143,11 @@ pub struct PoolSection {
     /// Tags at DigitalOcean, labels without value at Hetzner.
     #[serde(default)]
     pub tags: Vec<String>,
+    /// At DigitalOcean: addresses, such as `203.0.113.7` or `2001:db8::/32`, from which alone the provider's firewall
+    /// lets anybody reach port 22 of the machines. The loop's and people's must be among them. Where nothing is said
+    /// there is no such firewall.
+    #[serde(default)]
+    pub ssh_from: Vec<String>,
 }
 
 fn slots_default() -> u32 {

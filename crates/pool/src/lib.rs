@@ -1,6 +1,7 @@
 //! Runs a [`Scaler`](bulkhead_scale::Scaler): keeps its rows in SQLite and carries its commands out.
 
 mod database;
+mod desk;
 mod durable;
 mod enrolment;
 mod lanes;
@@ -13,6 +14,7 @@ mod runner;
 mod view;
 
 pub use database::{Asked, Database, DatabaseError, Written, ask, make};
+pub use desk::{COUNT_MAX, Desk, MayStart};
 pub use durable::FileError;
 pub use enrolment::{Enrolment, EnrolmentError, node_name};
 #[cfg(target_os = "linux")]

@@ -6,16 +6,17 @@
 
 use crate::{
     database::{Database, DatabaseError, Written},
+    desk::Desk,
     lanes::{Lanes, Work},
 };
 use bulkhead_core::PoolName;
 use bulkhead_scale::{
-    Command, CreateAnswer, DeleteAnswer, Doing, Event, InstanceId, Limits, Machine, MachineId, Names, Output, Pool,
-    PoolIndex, Room, Scaler, Server, ServerId, State, Time, Wish,
+    Command, CreateAnswer, DeleteAnswer, Event, InstanceId, Limits, Machine, MachineId, Names, Output, Pool, Room,
+    Scaler, Server, ServerId, State, Time, Wish,
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -31,8 +32,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 const BATCH_MAX: usize = 256;
 /// Requests to providers that are under way at once.
 const SERVER_WORKERS: usize = 8;
-/// The most instances that one request is about: more is a mistake.
-const COUNT_MAX: u32 = 100_000;
 /// Each node is asked whether it answers once in so many seconds, in large pools less often.
 const HEAR_EVERY_S: usize = 60;
 /// Nodes that are asked that at once.
@@ -152,9 +151,7 @@ pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
 /// The loop and all it knows.
 pub struct Runner {
     database: Database,
-    scaler: Scaler,
-    workloads: BTreeMap<InstanceId, String>,
-    next_instance: InstanceId,
+    desk: Desk,
     pools: Vec<PoolName>,
     servers: Arc<dyn Servers>,
     nodes: Arc<dyn Nodes>,
@@ -175,7 +172,7 @@ pub struct Runner {
 
 impl std::fmt::Debug for Runner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Runner").field("scaler", &self.scaler).finish_non_exhaustive()
+        f.debug_struct("Runner").field("scaler", &self.desk.scaler).finish_non_exhaustive()
     }
 }
 
@@ -247,9 +244,7 @@ impl Runner {
         let scaler = Scaler::restore(names, limits, pools, rows, clock());
         Ok(Self {
             database,
-            scaler,
-            workloads: workloads.into_iter().collect(),
-            next_instance,
+            desk: Desk { scaler, workloads: workloads.into_iter().collect(), next_instance },
             pools: pool_names,
             servers,
             nodes,
@@ -269,7 +264,7 @@ impl Runner {
     /// What it knows.
     #[must_use]
     pub fn scaler(&self) -> &Scaler {
-        &self.scaler
+        &self.desk.scaler
     }
 
     /// Runs until it is told to end. Whatever is under way then is taken up by the next one.
@@ -281,10 +276,10 @@ impl Runner {
         while !ends.load(Ordering::Relaxed) {
             let mut batch: Vec<Event> = first.take().into_iter().collect();
             if batch.is_empty() {
-                let wake = Duration::from_millis(self.scaler.next_wake().since((self.clock)()));
+                let wake = Duration::from_millis(self.desk.scaler.next_wake().since((self.clock)()));
                 match self.events.1.recv_timeout(wake.min(LOOK_EVERY)) {
                     Ok(event) => batch.push(event),
-                    Err(RecvTimeoutError::Timeout) if self.scaler.next_wake() <= (self.clock)() => {
+                    Err(RecvTimeoutError::Timeout) if self.desk.scaler.next_wake() <= (self.clock)() => {
                         batch.push(Event::Tick)
                     }
                     Err(_) => {}
@@ -293,14 +288,18 @@ impl Runner {
             batch.extend(self.events.1.try_iter().take(BATCH_MAX));
             let mut outputs = Vec::new();
             for event in batch {
-                self.step(event, &mut outputs);
+                self.desk.step(event, (self.clock)(), &mut outputs);
             }
             self.hear();
             let mut notes: Vec<String> = self.told.try_iter().collect();
             let mut done = None;
             for asked in self.database.requests::<Request>()? {
                 match asked.request {
-                    Ok(request) => notes.extend(self.carry(request, &mut outputs)),
+                    Ok(request) => {
+                        let nodes = &self.nodes;
+                        let may_start = |pool: &PoolName, workload: &str| nodes.may_start(pool, workload);
+                        notes.extend(self.desk.carry(request, (self.clock)(), &may_start, &mut outputs));
+                    }
                     Err(error) => notes.push(format!("request {} cannot be understood: {error}", asked.id)),
                 }
                 done = Some(asked.id);
@@ -330,7 +329,7 @@ impl Runner {
         if at.elapsed() < Duration::from_secs(1) {
             return;
         }
-        let nodes = || self.scaler.machines().filter(|machine| machine.is_node());
+        let nodes = || self.desk.scaler.machines().filter(|machine| machine.is_node());
         let room = HEARING_MAX.saturating_sub(self.hearing.load(Ordering::Relaxed));
         let share = nodes().count().div_ceil(HEAR_EVERY_S).min(room);
         if share == 0 {
@@ -353,148 +352,45 @@ impl Runner {
         }
     }
 
-    fn step(&mut self, event: Event, outputs: &mut Vec<Output>) {
-        let mut output = Output::default();
-        self.scaler.step(event, (self.clock)(), &mut output);
-        if output != Output::default() {
-            outputs.push(output);
-        }
-    }
-
     fn write(&mut self, outputs: &[Output], notes: &[String], requests_done: Option<i64>) -> Result<(), DatabaseError> {
-        let workloads = &self.workloads;
+        let workloads = &self.desk.workloads;
         let written = Written {
             outputs,
             notes,
             workload: &|id| workloads.get(&id).map_or("", String::as_str),
-            next_instance: self.next_instance,
+            next_instance: self.desk.next_instance,
             now: (self.clock)(),
             requests_done,
         };
-        self.database.write(&self.scaler, &written)?;
+        self.database.write(&self.desk.scaler, &written)?;
         for id in outputs.iter().flat_map(|output| &output.instances) {
-            if self.scaler.instance(*id).is_none() {
-                self.workloads.remove(id);
+            if self.desk.scaler.instance(*id).is_none() {
+                self.desk.workloads.remove(id);
             }
         }
         for id in outputs.iter().flat_map(|output| &output.machines) {
-            let Some(machine) = self.scaler.machine(*id).filter(|machine| machine.state == State::Gone) else {
+            let Some(machine) = self.desk.scaler.machine(*id).filter(|machine| machine.state == State::Gone) else {
                 continue;
             };
             // One that was bought twice has the name of the one that stays.
             let has_its_name = |other: &Machine| other.name == machine.name && other.state != State::Gone;
-            if !self.scaler.machines().any(has_its_name) {
+            if !self.desk.scaler.machines().any(has_its_name) {
                 self.nodes.gone(machine);
             }
         }
         let mut joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
         let is_coming = |id: &MachineId| {
-            let state = self.scaler.machine(*id).map(|machine| machine.state);
+            let state = self.desk.scaler.machine(*id).map(|machine| machine.state);
             matches!(state, Some(State::Booting | State::Joining))
         };
         joining.retain(is_coming);
         Ok(())
     }
 
-    /// Carries a request out. Gives what is to be said of it, where that is no decision.
-    fn carry(&mut self, request: Request, outputs: &mut Vec<Output>) -> Option<String> {
-        match request {
-            Request::Freeze => self.step(Event::Freeze, outputs),
-            Request::Thaw => self.step(Event::Thaw, outputs),
-            Request::Machine { machine, wish } => self.step(Event::Person { machine, wish }, outputs),
-            Request::DeleteOrphan { server } => self.step(Event::DeleteOrphan { server }, outputs),
-            Request::Start { workload, pool, needs, is_movable, count } => {
-                return self.start(&workload, &pool, needs, is_movable, count, outputs).err();
-            }
-            Request::Stop { workload, pool, count } => {
-                let pool = pool.map(|pool| self.pool_index(&pool)).transpose();
-                match pool {
-                    Ok(pool) => self.stop(&workload, pool, count as usize, outputs),
-                    Err(why) => return Some(format!("{workload}: {why}")),
-                }
-            }
-            Request::Scale { workload, pool, needs, is_movable, count } => {
-                let index = match self.pool_index(&pool) {
-                    Ok(index) => index,
-                    Err(why) => return Some(format!("{workload}: {why}")),
-                };
-                let there = self.wanted(&workload, Some(index)).len();
-                if let Some(more) = (count as usize).checked_sub(there) {
-                    let more = u32::try_from(more).unwrap_or(u32::MAX);
-                    return self.start(&workload, &pool, needs, is_movable, more, outputs).err();
-                }
-                self.stop(&workload, Some(index), there - count as usize, outputs);
-            }
-        }
-        None
-    }
-
-    fn pool_index(&self, pool: &PoolName) -> Result<PoolIndex, String> {
-        let place = self.pools.iter().position(|known| known == pool);
-        let place = place.ok_or_else(|| format!("there is no pool `{pool}`"))?;
-        Ok(PoolIndex(u16::try_from(place).unwrap_or(u16::MAX)))
-    }
-
-    /// The instances of a workload, in a pool or in all, that nobody stops yet.
-    fn wanted(&self, workload: &str, pool: Option<PoolIndex>) -> Vec<InstanceId> {
-        let of_it = self.workloads.iter().filter(|(_, of)| *of == workload).map(|(id, _)| *id);
-        let is_wanted =
-            |row: &bulkhead_scale::Instance| row.doing != Doing::Stopping && pool.is_none_or(|pool| row.pool == pool);
-        of_it.filter(|id| self.scaler.instance(*id).is_some_and(is_wanted)).collect()
-    }
-
-    fn start(
-        &mut self,
-        workload: &str,
-        pool: &PoolName,
-        needs: Room,
-        is_movable: bool,
-        count: u32,
-        outputs: &mut Vec<Output>,
-    ) -> Result<(), String> {
-        let refuse = |why: String| format!("{workload}: {count} not started in {pool}: {why}");
-        let index = self.pool_index(pool).map_err(refuse)?;
-        if !self.scaler.fits(index, needs) {
-            return Err(refuse(format!("no machine has {needs}")));
-        }
-        if count > COUNT_MAX {
-            return Err(refuse(format!("{COUNT_MAX} at a time are the most")));
-        }
-        if count > 0 {
-            self.nodes.may_start(pool, workload).map_err(refuse)?;
-        }
-        for _ in 0..count {
-            let instance = self.next_instance;
-            self.next_instance = InstanceId(instance.0 + 1);
-            self.workloads.insert(instance, workload.to_owned());
-            self.step(Event::Start { instance, pool: index, needs, is_movable }, outputs);
-        }
-        Ok(())
-    }
-
-    /// Stops those that cost the least to stop: which wait first, then those on the emptiest machines.
-    fn stop(&mut self, workload: &str, pool: Option<PoolIndex>, count: usize, outputs: &mut Vec<Output>) {
-        let mut instances = self.wanted(workload, pool);
-        instances.sort_by_key(|id| {
-            let row = self.scaler.instance(*id);
-            let machine = row.and_then(|row| row.machine).and_then(|machine| self.scaler.machine(machine));
-            let rank = row.map_or(0, |row| match row.doing {
-                Doing::Waiting => 0,
-                Doing::Reserved => 1,
-                Doing::Starting => 2,
-                _ => 3,
-            });
-            (rank, machine.map_or(0, |machine| machine.used.slots), std::cmp::Reverse(*id))
-        });
-        for instance in instances.into_iter().take(count) {
-            self.step(Event::Stop { instance }, outputs);
-        }
-    }
-
     /// Hands a command, whose rows are on disk, to a thread.
     fn begin(&mut self, command: &Command) {
         let events = self.events.0.clone();
-        let row = |id: MachineId| self.scaler.machine(id).cloned();
+        let row = |id: MachineId| self.desk.scaler.machine(id).cloned();
         // A receiver that is gone has ended: what was under way is taken up by the next.
         let tell = move |event: Event| drop(events.send(event));
         match *command {
@@ -539,7 +435,7 @@ impl Runner {
             }
             Command::Start { instance, machine } => {
                 let Some(row) = row(machine) else { return };
-                let (nodes, workload) = (Arc::clone(&self.nodes), self.workloads.get(&instance).cloned());
+                let (nodes, workload) = (Arc::clone(&self.nodes), self.desk.workloads.get(&instance).cloned());
                 let work = move || {
                     tell(match nodes.start(&row, instance, workload.as_deref().unwrap_or_default()) {
                         Start::NotTried => Event::NotTried { instance, machine },
@@ -552,7 +448,7 @@ impl Runner {
                 let Some(row) = row(machine) else {
                     return tell(Event::Stopped { instance, machine, is_stopped: true });
                 };
-                let (nodes, workload) = (Arc::clone(&self.nodes), self.workloads.get(&instance).cloned());
+                let (nodes, workload) = (Arc::clone(&self.nodes), self.desk.workloads.get(&instance).cloned());
                 let work = move || {
                     let is_stopped = nodes.stop(&row, instance, workload.as_deref().unwrap_or_default());
                     tell(Event::Stopped { instance, machine, is_stopped });

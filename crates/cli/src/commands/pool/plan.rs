@@ -4,18 +4,14 @@ use super::{FROZEN, Looked, against};
 use crate::{
     Context,
     error::Result,
-    instances::COUNT_MAX,
     output::{Paint, printable},
 };
-use bulkhead_core::PoolName;
-use bulkhead_pool::Request;
-use bulkhead_scale::{
-    Command, Decision, Doing, Event, Instance, InstanceId, MachineId, Micros, Output, PoolIndex, Room, Scaler, Wish,
-};
+use bulkhead_pool::{Desk, Request};
+use bulkhead_scale::{Command, Decision, Event, InstanceId, MachineId, Micros, Output, PoolIndex, Scaler, Wish};
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 /// Shows what the loop would decide if it looked now, and what holds it back
 ///
@@ -52,17 +48,17 @@ pub(super) fn run(context: &Context, _: &PlanArgs) -> Result<()> {
 
 fn report(looked: &Looked) -> PoolPlanReport {
     let mut copy = Copy::of(looked);
-    let limits = limits(looked, &copy.scaler);
+    let limits = limits(looked, &copy.desk.scaler);
     copy.step(Event::Tick);
     let pending = || looked.view.iter().flat_map(|view| &view.pending);
     for request in pending().filter_map(|asked| asked.request.as_ref().ok()) {
-        copy.carry(request);
+        copy.carry(request.clone());
     }
     let is_hold = |decision: &&Decision| matches!(decision, Decision::Hold { .. });
     let decisions = copy.output.decisions.iter().filter(|decision| !is_hold(decision));
     PoolPlanReport {
         running: looked.is_running(),
-        frozen: copy.scaler.is_frozen(),
+        frozen: copy.desk.scaler.is_frozen(),
         buys: copy.buys(),
         decisions: decisions.map(|decision| copy.decision(decision)).collect(),
         commands: if looked.is_running() { vec![] } else { copy.commands() },
@@ -77,9 +73,7 @@ fn report(looked: &Looked) -> PoolPlanReport {
 /// A copy of what a loop knows, on which requests are carried out as a loop does.
 struct Copy<'a> {
     looked: &'a Looked,
-    scaler: Scaler,
-    workloads: BTreeMap<InstanceId, String>,
-    next_instance: InstanceId,
+    desk: Desk,
     /// All that came of it so far.
     output: Output,
 }
@@ -89,94 +83,38 @@ impl<'a> Copy<'a> {
         let view = looked.view.as_ref();
         Self {
             looked,
-            scaler: looked.scaler(),
-            workloads: view.map(|view| view.workloads.clone()).unwrap_or_default(),
-            next_instance: view.map_or(InstanceId(0), |view| view.next_instance),
+            desk: Desk {
+                scaler: looked.scaler(),
+                workloads: view.map(|view| view.workloads.clone()).unwrap_or_default(),
+                next_instance: view.map_or(InstanceId(0), |view| view.next_instance),
+            },
             output: Output::default(),
         }
     }
 
     fn step(&mut self, event: Event) {
-        let mut output = Output::default();
-        self.scaler.step(event, self.looked.now, &mut output);
-        self.output.commands.append(&mut output.commands);
-        self.output.decisions.append(&mut output.decisions);
+        let mut outputs = Vec::new();
+        self.desk.step(event, self.looked.now, &mut outputs);
+        self.take(outputs);
     }
 
-    fn carry(&mut self, request: &Request) {
-        match request {
-            Request::Freeze => self.step(Event::Freeze),
-            Request::Thaw => self.step(Event::Thaw),
-            Request::Machine { machine, wish } => self.step(Event::Person { machine: *machine, wish: *wish }),
-            Request::DeleteOrphan { server } => self.step(Event::DeleteOrphan { server: *server }),
-            Request::Start { workload, pool, needs, is_movable, count } => {
-                self.start(workload, pool, *needs, *is_movable, *count as usize);
-            }
-            Request::Stop { workload, pool, count } => {
-                let index = pool.as_ref().map(|pool| self.pool(pool));
-                if index != Some(None) {
-                    self.stop(workload, index.flatten(), *count as usize);
-                }
-            }
-            Request::Scale { workload, pool, needs, is_movable, count } => {
-                let index = self.pool(pool);
-                let (there, count) = (self.wanted(workload, index).len(), *count as usize);
-                match count.checked_sub(there) {
-                    Some(more) => self.start(workload, pool, *needs, *is_movable, more),
-                    None => self.stop(workload, index, there - count),
-                }
-            }
-        }
+    fn carry(&mut self, request: Request) {
+        let mut outputs = Vec::new();
+        // What is granted is for the loop to see; what it says besides is in its log.
+        drop(self.desk.carry(request, self.looked.now, &|_, _| Ok(()), &mut outputs));
+        self.take(outputs);
     }
 
-    fn pool(&self, name: &PoolName) -> Option<PoolIndex> {
-        let mut known = (0..).map(PoolIndex).map_while(|index| Some((index, self.scaler.pool(index)?.pool)));
-        known.find(|(_, pool)| pool.name == *name).map(|(index, _)| index)
-    }
-
-    /// The instances of a workload, in a pool or in all, that nobody stops yet.
-    fn wanted(&self, workload: &str, pool: Option<PoolIndex>) -> Vec<InstanceId> {
-        let of_it = self.workloads.iter().filter(|(_, of)| *of == workload).map(|(id, _)| *id);
-        let is_wanted = |row: &Instance| row.doing != Doing::Stopping && pool.is_none_or(|pool| row.pool == pool);
-        of_it.filter(|id| self.scaler.instance(*id).is_some_and(is_wanted)).collect()
-    }
-
-    fn start(&mut self, workload: &str, pool: &PoolName, needs: Room, is_movable: bool, count: usize) {
-        let Some(pool) = self.pool(pool) else { return };
-        // The loop refuses more, too.
-        if !self.scaler.fits(pool, needs) || count > COUNT_MAX as usize {
-            return;
-        }
-        for _ in 0..count {
-            let instance = self.next_instance;
-            self.next_instance = InstanceId(instance.0 + 1);
-            self.workloads.insert(instance, workload.to_owned());
-            self.step(Event::Start { instance, pool, needs, is_movable });
-        }
-    }
-
-    /// Stops those that cost the least to stop, as a loop does.
-    fn stop(&mut self, workload: &str, pool: Option<PoolIndex>, count: usize) {
-        let mut instances = self.wanted(workload, pool);
-        instances.sort_by_key(|id| {
-            let row = self.scaler.instance(*id);
-            let machine = row.and_then(|row| row.machine).and_then(|machine| self.scaler.machine(machine));
-            let rank = row.map_or(0, |row| match row.doing {
-                Doing::Waiting => 0,
-                Doing::Reserved => 1,
-                Doing::Starting => 2,
-                _ => 3,
-            });
-            (rank, machine.map_or(0, |machine| machine.used.slots), Reverse(*id))
-        });
-        for instance in instances.into_iter().take(count) {
-            self.step(Event::Stop { instance });
+    fn take(&mut self, outputs: Vec<Output>) {
+        for mut output in outputs {
+            self.output.commands.append(&mut output.commands);
+            self.output.decisions.append(&mut output.decisions);
         }
     }
 
     /// A machine's name as a node.
     fn name(&self, machine: MachineId) -> String {
-        let row = self.scaler.machine(machine);
+        let row = self.desk.scaler.machine(machine);
         row.and_then(|row| row.name.split('.').next()).map_or_else(|| machine.0.to_string(), str::to_owned)
     }
 
@@ -185,13 +123,13 @@ impl<'a> Copy<'a> {
         let mut counts: BTreeMap<PoolIndex, u64> = BTreeMap::new();
         for decision in &self.output.decisions {
             if let Decision::Buy { machine, .. } = decision
-                && let Some(row) = self.scaler.machine(*machine)
+                && let Some(row) = self.desk.scaler.machine(*machine)
             {
                 *counts.entry(row.pool).or_default() += 1;
             }
         }
         let line = |(index, count): (PoolIndex, u64)| {
-            let pool = self.scaler.pool(index)?.pool;
+            let pool = self.desk.scaler.pool(index)?.pool;
             let cost = Micros(pool.price.0.saturating_mul(count));
             let machines = if count == 1 { "machine" } else { "machines" };
             Some(format!("{count} {machines} for {}: {cost} an hour", pool.name))
@@ -201,7 +139,7 @@ impl<'a> Copy<'a> {
 
     /// Why nothing is bought for what waits in the end.
     fn holds(&self) -> Vec<String> {
-        let pools = (0..).map(PoolIndex).map_while(|index| self.scaler.pool(index));
+        let pools = (0..).map(PoolIndex).map_while(|index| self.desk.scaler.pool(index));
         let hold = |view: bulkhead_scale::PoolView<'_>| {
             let (pool, hold, waiting) = (view.pool.name.clone(), view.hold?, view.waiting);
             Some(Decision::Hold { pool, hold, waiting }.to_string())
@@ -244,7 +182,7 @@ impl<'a> Copy<'a> {
 
     /// A command in words, with `{count}` where the like are counted.
     fn command(&self, command: &Command) -> String {
-        let workload = |instance| self.workloads.get(instance).map_or("", String::as_str);
+        let workload = |instance| self.desk.workloads.get(instance).map_or("", String::as_str);
         match command {
             Command::Create { machine } => format!("ask the provider for {}", self.name(*machine)),
             Command::List => "read the provider's list of machines".into(),
@@ -361,7 +299,7 @@ mod tests {
         let start = |count| Request::Start {
             workload: "notes/kernel".into(),
             pool: "kernels".parse().unwrap(),
-            needs: Room::slots(1),
+            needs: bulkhead_scale::Room::slots(1),
             is_movable: false,
             count,
         };
