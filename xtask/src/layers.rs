@@ -19,6 +19,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("bulkhead-fleet", &["bulkhead-core", "bulkhead-trust", "bulkhead-wire", "bulkhead-store"]),
     ("bulkhead-agent", &["bulkhead-core", "bulkhead-trust", "bulkhead-wire", "bulkhead-store"]),
     (
+        "bulkhead-pool",
+        &[
+            "bulkhead-core",
+            "bulkhead-trust",
+            "bulkhead-wire",
+            "bulkhead-store",
+            "bulkhead-fleet",
+            "bulkhead-scale",
+            "bulkhead-provider",
+        ],
+    ),
+    (
         "bulkhead-cli",
         &[
             "bulkhead-core",
@@ -37,18 +49,6 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "bulkhead-testkit",
         &["bulkhead-core", "bulkhead-trust", "bulkhead-wire", "bulkhead-store", "bulkhead-image", "bulkhead-fleet"],
-    ),
-    (
-        "bulkhead-pool",
-        &[
-            "bulkhead-core",
-            "bulkhead-trust",
-            "bulkhead-wire",
-            "bulkhead-store",
-            "bulkhead-fleet",
-            "bulkhead-scale",
-            "bulkhead-provider",
-        ],
     ),
     ("bulkhead-sim", &["bulkhead-core", "bulkhead-scale"]),
     ("bulkhead-fake-do", &["bulkhead-scale", "bulkhead-sim", "bulkhead-provider"]),
