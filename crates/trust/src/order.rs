@@ -178,17 +178,19 @@ pub fn authorize_order(
     let revoked = [&policy.revoked, context.revoked];
     check_revoked(&order, OrderId::of(presented.bytes), place.live, &revoked)?;
     let judge = Judge { presented, policy, signed: &signed, revoked: &revoked, order: &order };
-    let granted = match &order.action {
-        _ if let Some(grant) = presented.grant => judge.grant(grant, context, &place)?,
-        Action::Run(run) if is_fallback(run, &target, &place) && order.break_glass.is_none() => {
+    let granted = match (presented.grant, &order.action) {
+        (Some(grant), _) => judge.grant(grant, context, &place)?,
+        (None, Action::Run(run)) if is_fallback(run, &target, &place) && order.break_glass.is_none() => {
             judge.people(1).map(|()| Granted::plain(Grounds::Fallback))?
         }
-        Action::Run(run) => judge.run(run, context.node, context.now, &place)?,
-        Action::Stop { .. } | Action::Restart { .. } => judge.people(1).map(|()| Granted::plain(Grounds::People))?,
-        Action::Start { .. } | Action::Remove { .. } => {
+        (None, Action::Run(run)) => judge.run(run, context.node, context.now, &place)?,
+        (None, Action::Stop { .. } | Action::Restart { .. }) => {
+            judge.people(1).map(|()| Granted::plain(Grounds::People))?
+        }
+        (None, Action::Start { .. } | Action::Remove { .. }) => {
             judge.people(signed.environment.people()).map(|()| Granted::plain(Grounds::People))?
         }
-        Action::Look(_) => judge.look().map(|()| Granted::plain(Grounds::People))?,
+        (None, Action::Look(_)) => judge.look().map(|()| Granted::plain(Grounds::People))?,
     };
     if let Action::Run(run) = &order.action {
         check_isolation(signed.environment, name, context.offers)?;
