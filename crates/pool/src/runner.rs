@@ -466,3 +466,106 @@ impl Runner {
         self.to_nodes.send(Box::new(work)).expect("workers live as long as the loop");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::database::ask;
+    use bulkhead_scale::{Billing, Micros};
+
+    /// A provider of one machine, which may fall silent.
+    #[derive(Default)]
+    struct One {
+        name: Mutex<Option<Arc<str>>>,
+        is_deaf: AtomicBool,
+    }
+
+    impl Servers for One {
+        fn create(&self, _: &PoolName, name: &str) -> CreateAnswer {
+            *self.name.lock().unwrap() = Some(name.into());
+            CreateAnswer::Made(ServerId(1))
+        }
+
+        fn list(&self) -> Option<Vec<Server>> {
+            let server = |name: Arc<str>| Server { id: ServerId(1), name, created: system_clock()() };
+            Some(self.name.lock().unwrap().clone().map(server).into_iter().collect())
+        }
+
+        fn delete(&self, _: ServerId, _: &str) -> DeleteAnswer {
+            DeleteAnswer::Busy
+        }
+    }
+
+    impl Nodes for One {
+        fn join(&self, _: &Machine, reached: &mut dyn FnMut(), _: &dyn Fn() -> bool) -> bool {
+            reached();
+            true
+        }
+
+        fn running(&self, _: &Machine) -> Option<u32> {
+            (!self.is_deaf.load(Ordering::Relaxed)).then_some(1)
+        }
+
+        fn may_start(&self, _: &PoolName, workload: &str) -> Result<(), String> {
+            if workload == "notes/web" { Ok(()) } else { Err("nobody granted it".into()) }
+        }
+
+        fn start(&self, _: &Machine, _: InstanceId, _: &str) -> Start {
+            Start::Running
+        }
+
+        fn stop(&self, _: &Machine, _: InstanceId, _: &str) -> bool {
+            true
+        }
+    }
+
+    fn until(what: &str, is_so: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !is_so() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "it did not come about that {what}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    #[test]
+    fn nothing_is_bought_for_what_nobody_granted_and_silence_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pool.sqlite");
+        let pool = Pool::new("kernels".parse().unwrap(), 2, Micros(1), Billing::Free);
+        let one = Arc::new(One::default());
+        let means = Means {
+            servers: Arc::clone(&one) as Arc<dyn Servers>,
+            nodes: Arc::clone(&one) as Arc<dyn Nodes>,
+            clock: system_clock(),
+            log: Box::new(|_, _| {}),
+            told: mpsc::channel().1,
+        };
+        let database = Database::open(&path).unwrap();
+        let fleet = "acme".parse().unwrap();
+        let mut runner = Runner::new(database, fleet, Limits::default(), vec![pool], means).unwrap();
+        let start = |workload: &str| {
+            let (workload, pool, needs) = (workload.to_owned(), "kernels".parse().unwrap(), Room::slots(1));
+            ask(&path, &Request::Start { workload, pool, needs, is_movable: false, count: 1 }).unwrap();
+        };
+        let ends = AtomicBool::new(false);
+        let view = || crate::View::read(&path).unwrap().unwrap();
+        let logged =
+            |words: &str| crate::decisions(&path, 0, 100).unwrap().iter().any(|told| told.text.contains(words));
+        thread::scope(|scope| {
+            let running = scope.spawn(|| runner.run(&ends).unwrap());
+            start("notes/other");
+            until("the refusal is in the log", || logged("nobody granted it"));
+            assert!(view().rows.machines.is_empty());
+            start("notes/web");
+            let is_ready = |machine: &Machine| machine.state == State::Ready;
+            until("the machine is ready", || view().rows.machines.iter().any(is_ready));
+            one.is_deaf.store(true, Ordering::Relaxed);
+            let is_silent = |machine: &Machine| machine.silent_since.is_some();
+            until("its silence is noticed", || view().rows.machines.iter().any(is_silent));
+            one.is_deaf.store(false, Ordering::Relaxed);
+            until("it is over", || !view().rows.machines.iter().any(is_silent));
+            ends.store(true, Ordering::Relaxed);
+            running.join().unwrap();
+        });
+    }
+}

@@ -82,6 +82,8 @@ pub(crate) fn life(world: &World) -> Result<()> {
     let granted = app.run(&["pool", "grant", "kernels", "-e", "staging", "--scratch", "--yes", "-o", "json"])?;
     let grant = granted.expect(0)?.json()?["grant"].as_str().context("no grant")?.to_owned();
 
+    forge(world)?;
+
     let first = Loop::start(world, &scaler)?;
     // A machine for two; then the third buys another.
     app.run(&["start", "kernel/web", "--count", "2", "--within", "2m"])?.expect(0)?.says("running")?;
@@ -94,8 +96,12 @@ pub(crate) fn life(world: &World) -> Result<()> {
     fleet(world, &["pool", "ls", "--timings"])?.expect(0)?.says("FIRST INSTANCE")?;
     for name in [one, other] {
         let audit = fleet(world, &["audit", name, "-o", "json"])?.expect(0)?;
-        audit.says("scale grant")?.says("scaler")?;
+        audit.says(&format!("scale grant {}", &grant[..12]))?.says("scaler")?;
     }
+    let keys = logins(world)?;
+    let own = fs::read_to_string(&public)?;
+    let blob = own.split_whitespace().nth(1).context("no key")?;
+    ensure!(keys.len() == 2 && keys.iter().all(|keys| keys.lines().count() == 1 && keys.contains(blob)), "{keys:?}");
 
     // It is killed with two instances on their way out, and the next one goes on.
     app.run(&["scale", "kernel/web", "--count", "1", "--within", "0s"])?.expect(0)?;
@@ -109,10 +115,46 @@ pub(crate) fn life(world: &World) -> Result<()> {
     app.run(&["start", "kernel/web", "--count", "1"])?.expect(5)?.says("revoked")?;
     app.run(&["stop", "kernel/web", "--count", "1", "--within", "1m"])?.expect(0)?;
     until(world, "every machine is given back", |pool| machines(pool).is_empty())?;
+    app.run(&["pool", "grant", "kernels", "-e", "staging", "--scratch", "--yes"])?.expect(0)?;
+    app.run(&["start", "kernel/web", "--count", "1", "--within", "2m"])?.expect(0)?;
+    let pool = look(world)?;
+    let [(third, 1)] = &machines(&pool)[..] else { bail!("not one machine: {pool:#}") };
+    fleet(world, &["audit", third])?.expect(0)?.says("revocation")?;
+    app.run(&["scale", "kernel/web", "--count", "0", "--within", "1m"])?.expect(0)?;
+    until(world, "that one is given back too", |pool| machines(pool).is_empty())?;
     drop(second);
     let machines = std::process::Command::new("pgrep").args(["-f", &format!("{one}|{other}")]).output()?;
     ensure!(machines.stdout.is_empty(), "left over: {}", String::from_utf8_lossy(&machines.stdout));
     Ok(())
+}
+
+/// Puts a newer grant beside the good one, for another command, that nobody signed.
+fn forge(world: &World) -> Result<()> {
+    let folder = world.fleet().join(".bulkhead/grants");
+    let signed: Value = serde_json::from_slice(&fs::read(folder.join("kernels.kernel.web.json"))?)?;
+    let mut grant: Value = serde_json::from_str(signed["text"].as_str().context("no text")?)?;
+    grant["issued"] = (grant["issued"].as_i64().context("no time")? + 60).into();
+    grant["run"]["services"][0]["command"][1] = "evil".into();
+    let forged = serde_json::json!({ "text": grant.to_string(), "signatures": signed["signatures"] });
+    fs::write(folder.join("zz.json"), serde_json::to_vec(&forged)?)?;
+    Ok(())
+}
+
+/// What lets root in on the stock servers of the machines that are there.
+fn logins(world: &World) -> Result<Vec<String>> {
+    let name = world.fleet().file_name().context("no name")?.to_string_lossy().into_owned();
+    let mut all = Vec::new();
+    for fleet in fs::read_dir("/var/lib/bulkhead-local")? {
+        let fleet = fleet?;
+        if !fleet.file_name().to_string_lossy().starts_with(&format!("{name}-")) {
+            continue;
+        }
+        for machine in fs::read_dir(fleet.path().join("machines"))? {
+            let keys = machine?.path().join("root/root/.ssh/authorized_keys");
+            all.extend(fs::read_to_string(keys).ok());
+        }
+    }
+    Ok(all)
 }
 
 /// What of the local fleet is left is removed, also where the test fails.
