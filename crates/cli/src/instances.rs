@@ -128,12 +128,12 @@ pub async fn run(
         }
         // As with every stop, no grant is needed for it.
         Verb::Scale { .. } if count == 0 => {
-            is_there(&looked, &workload, args.pool.as_ref(), environment, &grants(&looked.files)?)?;
+            is_there(&looked, &workload, args.pool.as_ref(), environment, &grants(&looked.files, &context.ui)?)?;
             Request::Stop { workload: workload.clone(), pool: args.pool.clone(), count: u32::MAX }
         }
         Verb::Start { is_movable } | Verb::Scale { is_movable } => {
             let revoked = revoked(&looked.files.directory, &looked.files.policy()?.policy)?;
-            let grant = granted(grants(&looked.files)?, &workload, args.pool.as_ref(), &revoked)?;
+            let grant = granted(grants(&looked.files, &context.ui)?, &workload, args.pool.as_ref(), &revoked)?;
             let pool = looked.pools.named(&grant.grant.pool)?;
             must_be_of(&looked, &pool.name, environment)?;
             let needs = needs(pool, grant.grant.service());

@@ -13,7 +13,8 @@
 use crate::{
     error::{Error, Kind, Result},
     grants::read_signed,
-    session::state_directory,
+    output::Ui,
+    session::{now, state_directory},
     workspace::{FLEET, FleetFiles, read_text, shown},
 };
 use bulkhead_core::{
@@ -28,6 +29,7 @@ use bulkhead_provider::{
     DigitalOcean, Fixed, FixedMachine, Hetzner, Image, Provider, Settings, Token, UserData, Wanted,
 };
 use bulkhead_scale::{Billing, Caps, Consolidation, Headroom, Limits, Micros, Pool, Room, SECOND_MS};
+use bulkhead_trust::{order::CLOCK_SKEW_S, read_grant};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -388,7 +390,7 @@ pub fn bought(fleet: &FleetName) -> Vec<(NodeName, FleetNode)> {
 pub struct GrantFile {
     /// Where it lies.
     pub path: PathBuf,
-    /// As it was signed. Nodes verify it; here nothing rests on its signatures.
+    /// As it was signed.
     pub signed: SignedText,
     /// What it says.
     pub grant: Grant,
@@ -400,17 +402,27 @@ pub fn grant_path(fleet_directory: &Path, pool: &PoolName, workload: &str) -> Pa
     fleet_directory.join(GRANTS).join(format!("{pool}.{}.json", workload.replace('/', ".")))
 }
 
-/// The grants of a fleet, as they lie there: whether anybody signed them is not looked at.
+/// The grants of a fleet that enough people signed, by the policy of this moment. Whoever may write to the repository
+/// may put anything there: what counts for nothing is told and passed by.
 ///
 /// # Errors
-/// A file cannot be read, or is none.
-pub fn grants(files: &FleetFiles) -> Result<Vec<GrantFile>> {
-    grant_paths(files).into_iter().map(grant_file).collect()
+/// There is no policy.
+pub fn grants(files: &FleetFiles, ui: &Ui) -> Result<Vec<GrantFile>> {
+    let policy = files.policy()?.policy;
+    let checked = |path: PathBuf| {
+        let file = grant_file(path)?;
+        let refused = |why: &str| Error::new(Kind::Refused, format!("{} counts for nothing: {why}", shown(&file.path)));
+        read_grant(&file.signed, &policy, &file.grant.environment).map_err(|refusal| refused(&refusal.message))?;
+        if file.grant.issued > now().plus_s(CLOCK_SKEW_S) {
+            return Err(refused("it was made in the future"));
+        }
+        Ok(file)
+    };
+    Ok(grant_paths(files).into_iter().filter_map(|path| checked(path).map_err(|error| ui.warn(&error)).ok()).collect())
 }
 
 /// The files that may have grants.
-#[must_use]
-pub fn grant_paths(files: &FleetFiles) -> Vec<PathBuf> {
+fn grant_paths(files: &FleetFiles) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(files.directory.join(GRANTS)).into_iter().flatten().flatten();
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
@@ -418,7 +430,7 @@ pub fn grant_paths(files: &FleetFiles) -> Vec<PathBuf> {
     paths
 }
 
-/// Reads a grant.
+/// Reads a grant. Whether anybody signed it is not looked at.
 ///
 /// # Errors
 /// The file cannot be read, or is none.

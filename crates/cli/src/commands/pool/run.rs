@@ -7,9 +7,9 @@ use crate::{
     grants::statements_about,
     notices::{notices, revoked},
     output::printable,
-    pools::{self, GrantFile, Pools, database_error, grant_file, grant_paths},
+    pools::{self, GrantFile, Pools, database_error, grants},
     session::{Session, now, sign_error},
-    workspace::{FLEET, FleetFiles, PolicyFiles, read_if_present, shown as shown_path, write_durably},
+    workspace::{FLEET, FleetFiles, PolicyFiles, read_if_present, write_durably},
 };
 use bulkhead_core::{
     EnvironmentName, NodeName, PoolName, SignedText,
@@ -24,7 +24,6 @@ use bulkhead_pool::{
 };
 use bulkhead_provider::Provider;
 use bulkhead_scale::{Machine, Pool, State, Time};
-use bulkhead_trust::{order::CLOCK_SKEW_S, read_grant};
 use clap::Args;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -250,33 +249,12 @@ struct Folder {
 }
 
 impl Folder {
-    /// The grants that enough people signed, by the policy of this moment, and that were not revoked. Whoever may write
-    /// to the repository may put anything there.
+    /// The grants that count: signed by enough people, and not revoked.
     fn valid(&self) -> Result<Vec<GrantFile>> {
         let files = &self.session.files;
-        let policy = files.policy()?.policy;
-        let revoked = revoked(&files.directory, &policy)?;
-        let mut valid = Vec::new();
-        for path in grant_paths(files) {
-            let file = match grant_file(path.clone()) {
-                Ok(file) => file,
-                Err(error) => {
-                    self.context.ui.warn(&error);
-                    continue;
-                }
-            };
-            let id = Grant::id(file.signed.text.as_bytes());
-            match read_grant(&file.signed, &policy, &file.grant.environment) {
-                _ if revoked.orders.contains(&id) => {}
-                Ok(_) if file.grant.issued > now().plus_s(CLOCK_SKEW_S) => {}
-                Ok(_) => valid.push(file),
-                Err(refusal) => {
-                    let what = format!("{} counts for nothing: {}", shown_path(&path), refusal.message);
-                    self.context.ui.warn(&Error::new(Kind::Refused, what));
-                }
-            }
-        }
-        Ok(valid)
+        let revoked = revoked(&files.directory, &files.policy()?.policy)?;
+        let is_revoked = |file: &GrantFile| revoked.orders.contains(&Grant::id(file.signed.text.as_bytes()));
+        Ok(grants(files, &self.context.ui)?.into_iter().filter(|file| !is_revoked(file)).collect())
     }
 
     fn find(&self, pool: &PoolName, workload: &str) -> Result<GrantFile> {
