@@ -22,6 +22,7 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -264,7 +265,7 @@ impl Machine {
             }
         }
         for group in self.groups() {
-            remove_groups(&group);
+            remove_group(&group, KILL_WITHIN).map_err(failed("remove the control group", &group))?;
         }
         let record = self.record();
         match fs::remove_file(&record) {
@@ -306,14 +307,32 @@ fn hierarchies(mounts: &str, own: &str) -> Vec<PathBuf> {
     found
 }
 
-fn remove_groups(group: &Path) {
-    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_groups(&entry.path());
+/// Removes a control group and those in it. Processes that are on their way out, such as the shell of a maker that was
+/// killed, are waited for: whoever removes a machine is the last to look.
+fn remove_group(group: &Path, limit: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match remove_group_now(group) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
         }
     }
-    // One that still holds a dying process stays until the next time.
-    drop(fs::remove_dir(group));
+}
+
+fn remove_group_now(group: &Path) -> io::Result<()> {
+    let result = (|| {
+        for entry in fs::read_dir(group)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                remove_group_now(&entry.path())?;
+            }
+        }
+        fs::remove_dir(group)
+    })();
+    // Somebody else removed it, or nobody made it.
+    result.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 fn is_mount_point(path: &Path) -> bool {
@@ -334,6 +353,33 @@ fn leader_of(supervisor: &Process) -> Option<Process> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn groups_go_when_their_last_process_has_ended() {
+        let machine = Machine {
+            name: format!("bulkhead-test-{}", std::process::id()),
+            hostname: String::new(),
+            directory: PathBuf::new(),
+            bridge: String::new(),
+        };
+        let groups = machine.groups();
+        let is_ours = |group: &PathBuf| group.parent().is_some_and(|own| own.join("cgroup.procs").exists());
+        if !rustix::process::geteuid().is_root() || groups.is_empty() || !groups.iter().all(is_ours) {
+            // Root alone may, where control groups of systemd's are mounted.
+            return;
+        }
+        for group in &groups {
+            fs::create_dir_all(group.join("inner")).expect("root may make it");
+            let mut last = Command::new("sleep").arg("0.3").spawn().expect("it runs");
+            fs::write(group.join("inner/cgroup.procs"), last.id().to_string()).expect("it may be moved");
+            let error = remove_group(group, Duration::ZERO).expect_err("a process is in there");
+            assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+            remove_group(group, Duration::from_secs(10)).expect("the process ends");
+            assert!(!group.exists());
+            last.wait().expect("it is ours");
+            remove_group(group, Duration::ZERO).expect("it is gone already");
+        }
+    }
 
     #[test]
     fn processes_are_told_apart() {
