@@ -620,6 +620,7 @@ mod tests {
                 pool: pool.parse().unwrap(),
                 app: "notes".parse().unwrap(),
                 run,
+                secrets: BTreeMap::new(),
                 scratch: false,
                 key: "ssh-ed25519 AAAA".into(),
                 machines: 1,

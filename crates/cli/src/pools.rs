@@ -5,6 +5,7 @@
 //! STATE/pools/FLEET/leases.json       machines of a fixed pool that are leased
 //! STATE/pools/FLEET/nodes/NAME.json   a node that it bought
 //! .bulkhead/grants/POOL.APP.SERVICE.json   beside fleet.toml: what may run there, signed
+//! .bulkhead/grants/ID.secrets              the values that the grant of this id pins, sealed to its loop
 //! ```
 //!
 //! A provider's token is in no file of the fleet: it comes from the environment, or from a file that the environment
@@ -15,16 +16,17 @@ use crate::{
     grants::read_signed,
     output::Ui,
     session::{now, state_directory},
-    workspace::{FLEET, FleetFiles, read_text, shown},
+    workspace::{FLEET, FleetFiles, read_if_present, read_text, shown},
 };
 use bulkhead_core::{
-    EnvironmentName, FleetName, NodeName, PoolName, SignedText,
+    EnvironmentName, FleetName, NodeName, OrderId, PoolName, SignedText,
     fleet::{Fleet, FleetNode, HeadroomSetting, PoolProvider, PoolSection, Span},
     grant::Grant,
     name::nearest,
     order::ServiceSpec,
     policy::Policy,
 };
+use bulkhead_pool::Sealed;
 use bulkhead_provider::{
     DigitalOcean, Fixed, FixedMachine, Hetzner, Image, Provider, Settings, Token, UserData, Wanted,
 };
@@ -394,6 +396,47 @@ pub struct GrantFile {
     pub signed: SignedText,
     /// What it says.
     pub grant: Grant,
+}
+
+impl GrantFile {
+    /// Where the values of its secrets lie, sealed. They are kept with the grant: what is sealed later is for the next.
+    fn secrets_path(&self) -> PathBuf {
+        secrets_path(&self.path, Grant::id(self.signed.text.as_bytes()))
+    }
+
+    /// The values of its secrets, sealed. That they are those that it pins is for whoever opens them.
+    ///
+    /// # Errors
+    /// They are not there.
+    pub fn secrets(&self) -> Result<Sealed> {
+        if self.grant.secrets.is_empty() {
+            return Ok(Sealed::new());
+        }
+        let path = self.secrets_path();
+        let text = read_if_present(&path)?.ok_or_else(|| {
+            Error::configuration(format!(
+                "the secrets of the grant for {} are not in {}",
+                self.grant.workload(),
+                shown(&path)
+            ))
+            .hint("`bulkhead pool grant` writes that file beside the grant's: both must be where the loop runs")
+        })?;
+        serde_json::from_str(&text).map_err(|error| {
+            Error::during(Kind::Configuration, format!("{} does not hold sealed values", shown(&path)), &error)
+        })
+    }
+
+    /// Removes the values of its secrets, where another grant took its place.
+    pub fn forget_secrets(&self) {
+        // What stays is of use to nobody.
+        drop(std::fs::remove_file(self.secrets_path()));
+    }
+}
+
+/// Where the sealed values lie that a grant of this id pins.
+#[must_use]
+pub fn secrets_path(grant_file: &Path, id: OrderId) -> PathBuf {
+    grant_file.with_file_name(format!("{id}.secrets"))
 }
 
 /// The file of a grant.

@@ -2,11 +2,12 @@
 //! open. Nothing here says what a value is, so the files can be checked in.
 //!
 //! ```text
-//! .bulkhead/secrets/ENV/APP/NAME.json   {"NODE": "base64 of the sealed value", …}
+//! .bulkhead/secrets/ENV/APP/NAME.json             {"NODE": "base64 of the sealed value", …}
+//! .bulkhead/pool-secrets/ENV/POOL/APP/NAME.json   {"SHA256:…": the same, for the loop with this key}
 //! ```
 //!
 //! An order pins, for each node, the digests of what lies here at that moment,
-//! and the values go with it.
+//! and the values go with it. So does a grant, of what is sealed to its pool.
 
 use crate::{
     Context,
@@ -17,10 +18,16 @@ use crate::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bulkhead_core::{
-    AppName, EnvironmentName, FleetName, NodeName, SecretDigest, SecretName, fleet::FleetNode, name::nearest,
-    order::ServiceSpec, policy::Policy,
+    AppName, EnvironmentName, FleetName, NodeName, PoolName, SecretDigest, SecretName,
+    fleet::FleetNode,
+    name::nearest,
+    order::ServiceSpec,
+    policy::{Policy, Role},
 };
-use bulkhead_trust::sealing::{Purpose, seal};
+use bulkhead_trust::{
+    sealing::{Purpose, Recipient, public_of, seal},
+    sshsig::PublicKey,
+};
 use bulkhead_wire::{NodeStatus, SECRETS_MAX_BYTES};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -254,15 +261,130 @@ pub fn seal_to(
 ) -> Result<Sealed> {
     let mut sealed = Sealed::new();
     for (node, key) in &recipients.keys {
-        let mut seed = Zeroizing::new([0; 32]);
-        getrandom::fill(seed.as_mut())
-            .map_err(|error| Error::during(Kind::Internal, "the system gives no random numbers", &error))?;
-        let purpose = Purpose { fleet, environment, node, app, name };
-        let bytes = seal(key, &purpose, value, seed)
-            .map_err(|error| Error::during(Kind::Configuration, format!("cannot seal to {node}"), &error))?;
-        sealed.insert(node.clone(), STANDARD.encode(bytes));
+        let purpose = Purpose { fleet, environment, to: Recipient::Node(node), app, name };
+        sealed.insert(node.clone(), seal_one(key, node.as_str(), &purpose, value)?);
     }
     Ok(sealed)
+}
+
+fn seal_one(key: &str, whose: &str, purpose: &Purpose<'_>, value: &[u8]) -> Result<String> {
+    let mut seed = Zeroizing::new([0; 32]);
+    getrandom::fill(seed.as_mut())
+        .map_err(|error| Error::during(Kind::Internal, "the system gives no random numbers", &error))?;
+    let bytes = seal(key, purpose, value, seed)
+        .map_err(|error| Error::during(Kind::Configuration, format!("cannot seal to {whose}"), &error))?;
+    Ok(STANDARD.encode(bytes))
+}
+
+// ---- pools ----
+
+/// The folder of what is sealed to pools, beside `fleet.toml`.
+pub const POOL_SECRETS: &str = ".bulkhead/pool-secrets";
+
+/// Values that are sealed to a pool, by the fingerprint of the key that opens them.
+pub type SealedToPool = BTreeMap<String, String>;
+
+/// Which secret of a pool's.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolSecret<'a> {
+    /// The pool's environment.
+    pub environment: &'a EnvironmentName,
+    /// The pool.
+    pub pool: &'a PoolName,
+    /// The app.
+    pub app: &'a AppName,
+    /// The secret.
+    pub name: &'a SecretName,
+}
+
+impl PoolSecret<'_> {
+    /// Where its sealed values lie.
+    #[must_use]
+    pub fn file(&self, fleet_directory: &Path) -> PathBuf {
+        let Self { environment, pool, app, name } = self;
+        let folder = fleet_directory.join(POOL_SECRETS).join(environment.as_str()).join(pool.as_str());
+        folder.join(app.as_str()).join(format!("{name}.json"))
+    }
+
+    /// Reads them; `None` where there are none.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is none.
+    pub fn read(&self, fleet_directory: &Path) -> Result<Option<SealedToPool>> {
+        let path = self.file(fleet_directory);
+        let Some(text) = read_if_present(&path)? else { return Ok(None) };
+        serde_json::from_str(&text).map(Some).map_err(|error| {
+            Error::during(Kind::Configuration, format!("{} does not hold sealed values", shown(&path)), &error)
+        })
+    }
+
+    /// Seals a value to every key that the policy gives the role `scale`.
+    ///
+    /// # Errors
+    /// There is none, it is kept by a device, or the value is too long.
+    pub fn seal(&self, fleet: &FleetName, policy: &Policy, value: &[u8]) -> Result<SealedToPool> {
+        let Self { environment, pool, app, name } = *self;
+        let purpose = Purpose { fleet, environment, to: Recipient::Pool(pool), app, name };
+        let mut sealed = SealedToPool::new();
+        for (holder, key) in policy.holders(Role::Scale) {
+            let wrong = |error: &dyn std::error::Error| {
+                Error::during(Kind::Configuration, format!("cannot seal to the key of `{holder}`"), error)
+            };
+            let key = PublicKey::parse(&key.key).map_err(|error| wrong(&error))?;
+            let public = public_of(&key).map_err(|error| wrong(&error))?;
+            sealed.insert(key.fingerprint(), seal_one(&public, holder.as_str(), &purpose, value)?);
+        }
+        if sealed.is_empty() {
+            return Err(Error::configuration(
+                "the policy gives nobody the role `scale`, whose key opens secrets of pools",
+            )
+            .hint(
+                "`bulkhead key add NAME FILE --role scale --role courier --role observe`, with a key made for the loop",
+            ));
+        }
+        Ok(sealed)
+    }
+
+    /// What is sealed to the holder of this key (an OpenSSH line).
+    ///
+    /// # Errors
+    /// Nothing is.
+    pub fn sealed_to(&self, fleet_directory: &Path, key: &str) -> Result<String> {
+        let Self { environment, pool, app, name } = self;
+        let set = format!("`bulkhead secret set {app} {name} -e {environment} --pool {pool}`");
+        let Some(mut sealed) = self.read(fleet_directory)? else {
+            let message = format!(
+                "secret `{name}` of {app} has no value in pool {pool}: there is no {}",
+                shown(&self.file(fleet_directory))
+            );
+            return Err(Error::configuration(message).hint(format!("{set} gives it one")));
+        };
+        let key = PublicKey::parse(key).map_err(|error| Error::of(Kind::Configuration, &error))?;
+        sealed.remove(&key.fingerprint()).filter(|text| digest(text).is_ok()).ok_or_else(|| {
+            let path = self.file(fleet_directory);
+            Error::configuration(format!("{} has no value for the key {}", shown(&path), key.fingerprint()))
+                .hint(format!("{set} again seals it to the keys that the policy has now"))
+        })
+    }
+}
+
+/// What a grant's holder must have, for these secrets of an app.
+///
+/// # Errors
+/// A value is not there for its key.
+pub fn for_grant<'a>(
+    fleet_directory: &Path,
+    environment: &EnvironmentName,
+    pool: &PoolName,
+    app: &AppName,
+    names: impl IntoIterator<Item = &'a SecretName>,
+    key: &str,
+) -> Result<BTreeMap<SecretName, String>> {
+    let of = |name: &'a SecretName| {
+        let sealed = PoolSecret { environment, pool, app, name }.sealed_to(fleet_directory, key)?;
+        Ok((name.clone(), sealed))
+    };
+    names.into_iter().map(of).collect()
 }
 
 /// What is to be said where nobody reads a secret of this name: `None` where somebody does. `services` are those that
@@ -306,6 +428,7 @@ mod tests {
         notice::Revoked,
         policy::{NodeKeys, Root},
     };
+    use bulkhead_trust::{PrivateKey, sealing::SealingKey};
 
     fn policy(listed: &[&str]) -> Policy {
         let keys = || NodeKeys { audit: String::new(), sealing: String::new() };
@@ -358,6 +481,43 @@ mod tests {
         let services = none.services_in(&environment);
         let listed = policy(&["n1"]);
         assert!(for_order(folder.path(), &listed, &environment, &app, &services, &nodes).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_a_grant_takes_along() {
+        let folder = tempfile::tempdir().unwrap();
+        let (environment, pool, app) =
+            ("staging".parse().unwrap(), "kernels".parse().unwrap(), "notes".parse().unwrap());
+        let name: SecretName = "TOKEN".parse().unwrap();
+        let fleet = "acme".parse().unwrap();
+        let line = |seed: u8| PrivateKey::from_seed([seed; 32]).public_key().to_openssh();
+        let mut policy = policy(&[]);
+        let secret = PoolSecret { environment: &environment, pool: &pool, app: &app, name: &name };
+        let take = |key: &str| for_grant(folder.path(), &environment, &pool, &app, [&name], key);
+        assert!(take(&line(1)).unwrap_err().message.contains("secret `TOKEN` of notes has no value in pool kernels"));
+
+        let error = secret.seal(&fleet, &policy, b"value").unwrap_err();
+        assert!(error.message.contains("gives nobody the role `scale`"), "{error:?}");
+        let holder = |key: String| {
+            let json = serde_json::json!({ "key": key, "roles": ["scale", "courier"] });
+            serde_json::from_value(json).unwrap()
+        };
+        policy.keys.insert("loop".parse().unwrap(), holder(line(1)));
+        let sealed = secret.seal(&fleet, &policy, b"value").unwrap();
+        write_json(&secret.file(folder.path()), &sealed).unwrap();
+        let taken = take(&line(1)).unwrap();
+        let purpose =
+            Purpose { fleet: &fleet, environment: &environment, to: Recipient::Pool(&pool), app: &app, name: &name };
+        let bytes = STANDARD.decode(&taken[&name]).unwrap();
+        assert_eq!(**SealingKey::of_signer(&[1; 32]).open(&purpose, &bytes).unwrap(), *b"value");
+        // Another key came after it was sealed.
+        let error = take(&line(2)).unwrap_err();
+        assert!(error.hints[0].contains("secret set notes TOKEN -e staging --pool kernels` again"), "{error:?}");
+        // A device opens nothing, and that is said before a value is asked for.
+        let device = "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAICg1o3kx0yQLoWxXfb/tJgcSXnsU93JnvUbLCcqRPuyUAAAABHNzaDo=";
+        policy.keys.insert("token".parse().unwrap(), holder(device.into()));
+        let error = secret.seal(&fleet, &policy, b"").unwrap_err();
+        assert_eq!(error.message, "cannot seal to the key of `token`");
     }
 
     #[test]

@@ -15,13 +15,14 @@
 //! A JSON document, signed as SSHSIG in the namespace [`NAMESPACE`].
 
 use crate::{
-    digest::OrderId,
-    name::{AppName, EnvironmentName, FleetName, PoolName, ServiceName},
-    order::{Action, Order, Run, ServiceSpec, check_services},
+    digest::{OrderId, SecretDigest},
+    name::{AppName, EnvironmentName, FleetName, PoolName, SecretName, ServiceName},
+    order::{Action, Order, Run, SECRETS_MAX, ServiceSpec, check_services},
     signed::document_bytes,
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// SSHSIG namespace of scale grants.
 pub const NAMESPACE: &str = "grant@bulkhead";
@@ -46,9 +47,12 @@ pub struct Grant {
     pub pool: PoolName,
     /// The app whose service is run.
     pub app: AppName,
-    /// What is run: one service, with its whole sandbox, from this image. It has no secrets, which are sealed to nodes
-    /// that people know.
+    /// What is run: one service, with its whole sandbox, from this image.
     pub run: Run,
+    /// The values of the secrets that the service has, as they are sealed to the pool. Whoever holds [`Self::key`] opens
+    /// them and seals them to each node, so this is for them to hold to: no node sees what was sealed to the pool.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<SecretName, SecretDigest>,
     /// Whether the service may have volumes, each instance its own, which are deleted with it. Nothing that is stored
     /// outlives an instance.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -136,8 +140,14 @@ impl Grant {
                 service.name, volume.name
             ));
         }
-        if let Some(secret) = service.secrets.first() {
-            return Err(format!("service `{}` has secret `{secret}`, which no pool can be given", service.name));
+        if let Some(secret) = service.secrets.iter().find(|name| !self.secrets.contains_key(*name)) {
+            return Err(format!("service `{}` has secret `{secret}`, for which no value is granted", service.name));
+        }
+        if let Some(secret) = self.secrets.keys().find(|name| !service.secrets.contains(*name)) {
+            return Err(format!("a value of secret `{secret}` is granted, and service `{}` has none", service.name));
+        }
+        if self.secrets.len() > SECRETS_MAX {
+            return Err(format!("a service has at most {SECRETS_MAX} secrets"));
         }
         if !self.run.fallback.is_empty() {
             return Err("it lists fallbacks, which only orders of people have".into());

@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::Mutex;
+use zeroize::Zeroizing;
 
 /// Asks a person for the passphrase of a key file; `None` gives that key up.
 pub type AskPassphrase = Arc<dyn Fn(&Path) -> Option<String> + Send + Sync>;
@@ -288,6 +289,13 @@ impl Candidate {
     pub(crate) fn describe(&self) -> String {
         let place = if matches!(self.source, Source::Agent { .. }) { "ssh-agent: " } else { "" };
         format!("{} ({place}{})", fingerprint(&self.blob), crate::client::printable(&self.comment))
+    }
+
+    /// RFC 8032's private key, where it is an Ed25519 key in a file.
+    pub(crate) async fn seed(&self, identities: &Identities) -> Result<Option<Zeroizing<[u8; 32]>>, IdentityError> {
+        let Source::File { path, .. } = &self.source else { return Ok(None) };
+        let key = identities.unlock(path).await?;
+        Ok(key.key_data().ed25519().map(|pair| Zeroizing::new(pair.private.to_bytes())))
     }
 
     /// Signs; gives the signature's binary form (string type, string bytes, …).

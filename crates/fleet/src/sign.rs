@@ -6,7 +6,10 @@
 //! agent that lies) is noticed here, where a person can do something about it.
 
 use crate::identity::{Candidate, Hints, Identities, IdentityError};
-use bulkhead_trust::sshsig::{self, PublicKey, SignatureError};
+use bulkhead_trust::{
+    sealing::SealingKey,
+    sshsig::{self, PublicKey, SignatureError},
+};
 
 /// Why there is no signature.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +35,7 @@ pub enum SignError {
     #[error("cannot use the key that was given")]
     Given(#[source] IdentityError),
     /// The key did not sign.
-    #[error("cannot sign with {key}")]
+    #[error("cannot use {key}")]
     Sign {
         /// Its fingerprint.
         key: String,
@@ -48,6 +51,12 @@ pub enum SignError {
         /// Why.
         #[source]
         source: SignatureError,
+    },
+    /// It signs, and cannot open what is sealed to it.
+    #[error("{key} is held by an ssh-agent or a device, which sign and open nothing: opening takes its file")]
+    Held {
+        /// Its fingerprint.
+        key: String,
     },
     /// The document could not be made.
     #[error("{0}")]
@@ -111,6 +120,17 @@ impl Signer {
     #[must_use]
     pub fn public_key(&self) -> &PublicKey {
         &self.public
+    }
+
+    /// The key as one that opens what people sealed to its public half. May ask for a passphrase.
+    ///
+    /// # Errors
+    /// It is in no file, or that cannot be read.
+    pub async fn sealing_key(&self) -> Result<SealingKey, SignError> {
+        let key = || self.public.fingerprint();
+        let seed = self.candidate.seed(&self.identities).await;
+        let seed = seed.map_err(|source| SignError::Sign { key: key(), source })?;
+        seed.map(|seed| SealingKey::of_signer(&seed)).ok_or_else(|| SignError::Held { key: key() })
     }
 
     /// Signs; gives an armoured SSHSIG. May ask for a passphrase or a touch.

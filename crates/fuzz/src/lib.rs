@@ -241,6 +241,7 @@ fn grants() -> Vec<Vec<u8>> {
             pool: "kernels".parse().ok()?,
             app: "notes".parse().ok()?,
             run: Run::new(ImageId([7; 32]), vec![ServiceSpec { secrets: BTreeSet::new(), ..service()? }]),
+            secrets: BTreeMap::new(),
             scratch: false,
             key: "ssh-ed25519 AAAA".into(),
             machines: 3,

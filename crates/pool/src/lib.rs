@@ -11,6 +11,7 @@ mod nodes;
 mod provided;
 mod records;
 mod runner;
+mod secrets;
 mod view;
 
 pub use database::{Asked, Database, DatabaseError, Written, ask, make};
@@ -23,4 +24,5 @@ pub use nodes::{FleetNodes, Granted, Grants, NodeMeans, PoolSettings, ReadNotice
 pub use provided::Provided;
 pub use records::{Milestones, NodeRecord, Numbered, nodes, records};
 pub use runner::{Clock, Log, Means, Nodes, Request, Runner, Servers, Start, system_clock};
+pub use secrets::Sealed;
 pub use view::{Told, View, decisions};

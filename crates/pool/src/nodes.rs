@@ -13,6 +13,7 @@ use crate::{
     provided::chain,
     records::{Milestones, NodeRecord, Records, records},
     runner::{Nodes, Start},
+    secrets::{self, Sealed},
 };
 use bulkhead_core::{
     AppName, EnvironmentName, FleetName, NodeName, PoolName, SignedText, Timestamp,
@@ -21,6 +22,7 @@ use bulkhead_core::{
     grant::Grant,
     node::{NodeConfig, NodeIdentity},
     order::{self, Action, Order, Run},
+    policy::Policy,
 };
 use bulkhead_fleet::{
     Identities, NodeClient, NodeError, Target, Timeouts,
@@ -33,6 +35,7 @@ use bulkhead_fleet::{
 };
 use bulkhead_provider::Provider;
 use bulkhead_scale::{InstanceId, Machine, ServerId, Time};
+use bulkhead_trust::sealing::SealingKey;
 use bulkhead_wire::{ACCOUNT, Failure, FailureKind, NodeStatus, OBSERVE_ACCOUNT, Paper};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -70,6 +73,8 @@ pub struct Granted {
     pub statements: Vec<SignedText>,
     /// The image.
     pub payload: Payload,
+    /// The values of its secrets, as they are sealed to the pool.
+    pub secrets: Sealed,
 }
 
 /// Gives the fleet's policy as it was signed, and its version; read anew each time, for it may change while a loop runs.
@@ -117,6 +122,8 @@ pub struct NodeMeans {
     pub memory: Memory,
     /// The scale key, which signs orders.
     pub signer: Signer,
+    /// The same key as one that opens what is sealed to pools; without it nothing that has secrets is started.
+    pub opener: Option<SealingKey>,
     /// The agent's static binary.
     pub agent: Arc<[u8]>,
     /// Where records are kept.
@@ -548,7 +555,8 @@ impl FleetNodes {
 
     /// Starts an instance. Its number is its own until it is stopped, whatever comes of this.
     fn try_start(&self, machine: &Machine, instance: InstanceId, workload: &str) -> Result<(), NodesError> {
-        let Granted { signed, grant, statements, payload } = self.granted(machine, workload)?;
+        let Granted { signed, grant, statements, payload, secrets } = self.granted(machine, workload)?;
+        let opened = secrets::open(self.means.opener.as_ref(), &grant, &secrets).map_err(later)?;
         let name = node_name(&machine.name);
         let (record, app) = self.records.number(name, instance, &grant, &signed)?.map_err(later)?;
         let order = self.order(&app, &grant, Action::Run(grant.run.clone()))?;
@@ -557,12 +565,36 @@ impl FleetNodes {
             if runs(&status, &app, &grant.run) {
                 client.close().await;
             } else {
-                let papers = Papers { statements, grant: Some(signed), ..Papers::default() };
+                let mut papers = Papers { statements, grant: Some(signed), ..Papers::default() };
+                if !grant.secrets.is_empty() {
+                    let key = self.sealing_key(&record, &status)?;
+                    let sealed = opened.seal_to(&key, &record.name, &grant, &app).map_err(later)?;
+                    papers.secrets.insert(record.name.clone(), sealed);
+                }
                 self.send(&record, client, order, Some(payload), papers).await?;
             }
             self.records.change(name, |record| record.milestones.first_instance.get_or_insert_with(now).0)?;
             Ok(())
         })
+    }
+
+    /// Whom secrets are sealed to. What a machine says that this loop made a node of counts, over a connection to its
+    /// pinned host key; of one that somebody adopted what the policy lists, for anybody who may write to the repository
+    /// can add a machine to `fleet.toml`.
+    fn sealing_key(&self, record: &NodeRecord, status: &NodeStatus) -> Result<String, NodesError> {
+        let shown = status.keys.as_ref().map(|keys| keys.sealing.clone());
+        let shown = shown.ok_or_else(|| later("it has no sealing key"))?;
+        if !record.is_adopted {
+            return Ok(shown);
+        }
+        let SignedText { text, .. } = (self.means.policy)().map_err(later)?.0;
+        let policy = Policy::parse(text.as_bytes()).map_err(later)?;
+        match policy.nodes.get(&record.name) {
+            Some(listed) if listed.sealing == shown => Ok(shown),
+            Some(_) => Err(later("it has another sealing key than the policy lists, and is given no secrets")),
+            None if policy.nodes.is_empty() => Ok(shown),
+            None => Err(later("the policy lists keys of nodes, and none of it: it is given no secrets")),
+        }
     }
 
     /// Stops an instance, under the grant that it was started with, or where the node takes that no more, under what is
@@ -646,9 +678,14 @@ impl FleetNodes {
             papers,
             accept_restored: false,
         };
-        let make = |targets: BTreeMap<NodeName, order::Target>| -> Pin<
+        let pins: BTreeMap<NodeName, _> =
+            request.papers.secrets.iter().map(|(node, sealed)| (node.clone(), secrets::digests(sealed))).collect();
+        let make = |mut targets: BTreeMap<NodeName, order::Target>| -> Pin<
             Box<dyn Future<Output = Result<SignedOrder, SignError>> + Send + '_>,
         > {
+            for (node, target) in &mut targets {
+                target.secrets = pins.get(node).cloned().unwrap_or_default();
+            }
             let bytes = Order { targets, ..template.clone() }.to_bytes();
             Box::pin(async move {
                 let signature = self.means.signer.sign(order::NAMESPACE, &bytes).await?;
@@ -713,7 +750,8 @@ impl Nodes for FleetNodes {
     }
 
     fn may_start(&self, pool: &PoolName, workload: &str) -> Result<(), String> {
-        self.means.grants.granted(pool, workload).map(drop)
+        let Granted { grant, secrets, .. } = self.means.grants.granted(pool, workload)?;
+        secrets::open(self.means.opener.as_ref(), &grant, &secrets).map(drop)
     }
 
     fn start(&self, machine: &Machine, instance: InstanceId, workload: &str) -> Start {

@@ -283,6 +283,7 @@ pub(crate) mod tests {
             pool: "kernels".parse().unwrap(),
             app: "notes".parse().unwrap(),
             run: Run::new(ImageId([7; 32]), vec![service]),
+            secrets: BTreeMap::new(),
             scratch: false,
             key: "ssh-ed25519 AAAA".into(),
             machines: 3,

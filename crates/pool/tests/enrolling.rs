@@ -193,6 +193,7 @@ impl World {
             pool: pool(),
             app: "notes".parse().unwrap(),
             run: Run::new(image.id(), vec![service]),
+            secrets: BTreeMap::new(),
             scratch: false,
             key: self.public(),
             machines: 3,
@@ -205,6 +206,7 @@ impl World {
             signed: signed(&self.folder, bulkhead_core::grant::NAMESPACE, &grant.to_bytes()),
             grant,
             statements: vec![],
+            secrets: BTreeMap::new(),
             payload: Payload {
                 document: Arc::new(image.encode()),
                 image: Arc::new(image),
@@ -240,6 +242,7 @@ impl World {
             ssh: SshConfig::load(&self.folder).unwrap(),
             memory: Memory::at(self.folder.join("memory")),
             signer,
+            opener: None,
             agent: fs::read(find_agent().expect("it is built before this test runs")).unwrap().into(),
             directory: self.folder.join("pool"),
             pools: BTreeMap::from([(pool(), settings)]),

@@ -1,4 +1,4 @@
-//! Sealed secrets: a value that one node can open, for one app's use.
+//! Sealed secrets: a value that one node can open, or one pool's loop, for one app's use.
 //!
 //! HPKE (RFC 9180) in base mode: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256,
 //! ChaCha20-Poly1305. Whom and what it is for goes into the key schedule as
@@ -7,13 +7,21 @@
 //!
 //! ```text
 //! sealed   u8 version 1 | encapsulated key, 32 bytes | ciphertext, the value's length and 16 bytes
-//! info     "bulkhead secret 1" | for each of fleet, environment, node, app, name: u8 length | bytes
+//! info     "bulkhead secret 1" or "bulkhead pool secret 1"
+//!          | for each of fleet, environment, node or pool, app, name: u8 length | bytes
 //! ```
+//!
+//! A node has a key for this alone. A pool's loop opens with the Ed25519 key that the policy gives the role `scale`,
+//! as the X25519 key that it is on the other form of the curve: so whom people seal to is what root keys signed. That
+//! the two uses of one key do not harm each other was shown for this very construction (Thormarker, "On using the same
+//! key pair for Ed25519 and an X25519 based KEM", 2021).
 //!
 //! Who can seal needs no key of its own: that a value is the one that must be
 //! used is said by the signed order, which names the digest of what is sealed.
 
-use bulkhead_core::{AppName, EnvironmentName, FleetName, NodeName, SecretName, digest};
+use crate::sshsig::PublicKey;
+use bulkhead_core::{AppName, EnvironmentName, FleetName, NodeName, PoolName, SecretName, digest};
+use ed25519_dalek::SigningKey;
 use hpke::{
     Deserializable as _, Kem as _, OpModeR, OpModeS, Serializable as _,
     aead::ChaCha20Poly1305,
@@ -43,6 +51,11 @@ pub enum SealingError {
     /// The text is not a public key.
     #[error("the sealing key is not one: 64 hexadecimal digits of an X25519 public key are")]
     Key,
+    /// The key can sign, and not open.
+    #[error(
+        "nothing can be sealed to a key of type sk-ssh-ed25519, which a device keeps: an ssh-ed25519 key is needed"
+    )]
+    Signer,
     /// The value is longer than any may be.
     #[error("the value is {bytes} bytes long; a secret is at most {VALUE_MAX_BYTES}")]
     TooLong {
@@ -55,31 +68,44 @@ pub enum SealingError {
     /// It is not a sealed value of a known form.
     #[error("not a sealed value")]
     Malformed,
-    /// It was sealed for another node, app, environment or name, or was changed.
-    #[error("sealed for another node, app, environment or name, or altered since")]
+    /// It was sealed for another node or pool, app, environment or name, or was changed.
+    #[error("sealed for another node or pool, app, environment or name, or altered since")]
     Open,
 }
 
 /// Whom and what a value is sealed for.
 #[derive(Debug, Clone, Copy)]
 pub struct Purpose<'a> {
-    /// The node's fleet.
+    /// The fleet.
     pub fleet: &'a FleetName,
-    /// The node's environment.
+    /// The environment.
     pub environment: &'a EnvironmentName,
-    /// The node.
-    pub node: &'a NodeName,
+    /// Who may open it.
+    pub to: Recipient<'a>,
     /// The app.
     pub app: &'a AppName,
     /// The secret's name.
     pub name: &'a SecretName,
 }
 
+/// Who may open a value.
+#[derive(Debug, Clone, Copy)]
+pub enum Recipient<'a> {
+    /// A node, for its services.
+    Node(&'a NodeName),
+    /// A pool's loop, for the nodes that it buys: it seals the value again to each of them.
+    Pool(&'a PoolName),
+}
+
 impl Purpose<'_> {
     fn info(&self) -> Vec<u8> {
-        let mut info = b"bulkhead secret 1".to_vec();
-        let Self { fleet, environment, node, app, name } = self;
-        for field in [fleet.as_str(), environment.as_str(), node.as_str(), app.as_str(), name.as_str()] {
+        let Self { fleet, environment, to, app, name } = self;
+        let (kind, to) = match to {
+            Recipient::Node(node) => ("bulkhead secret 1", node.as_str()),
+            Recipient::Pool(pool) => ("bulkhead pool secret 1", pool.as_str()),
+        };
+        let mut info = kind.as_bytes().to_vec();
+        for field in [fleet.as_str(), environment.as_str(), to, app.as_str(), name.as_str()] {
             info.push(u8::try_from(field.len()).expect("names are short"));
             info.extend_from_slice(field.as_bytes());
         }
@@ -104,6 +130,16 @@ impl SealingKey {
     #[must_use]
     pub fn from_seed(seed: &[u8; 32]) -> Self {
         let (private, public) = Kem::derive_keypair(seed);
+        Self { private, public }
+    }
+
+    /// The key of whoever signs with this Ed25519 key (its 32 bytes, RFC 8032's private key). [`public_of`] gives the
+    /// public half to those who have only that.
+    #[must_use]
+    pub fn of_signer(seed: &[u8; 32]) -> Self {
+        let scalar = Zeroizing::new(SigningKey::from_bytes(seed).to_scalar_bytes());
+        let private = <Kem as hpke::Kem>::PrivateKey::from_bytes(scalar.as_ref()).expect("any 32 bytes are a scalar");
+        let public = Kem::sk_to_pk(&private);
         Self { private, public }
     }
 
@@ -136,6 +172,14 @@ impl SealingKey {
         .map(Zeroizing::new)
         .map_err(|_| SealingError::Open)
     }
+}
+
+/// What is sealed to whoever holds the private half of an SSH key, in the form that [`seal`] takes.
+///
+/// # Errors
+/// It is a security key's, which signs and opens nothing, or no point.
+pub fn public_of(key: &PublicKey) -> Result<String, SealingError> {
+    key.to_montgomery().map(|point| digest::hex(&point)).ok_or(SealingError::Signer)
 }
 
 /// Seals a value to a node's key, as policies have it. `seed` is 32 random bytes that serve for nothing else.
@@ -215,7 +259,8 @@ mod tests {
 
     impl Names {
         fn purpose(&self) -> Purpose<'_> {
-            Purpose { fleet: &self.0, environment: &self.1, node: &self.2, app: &self.3, name: &self.4 }
+            let to = Recipient::Node(&self.2);
+            Purpose { fleet: &self.0, environment: &self.1, to, app: &self.3, name: &self.4 }
         }
     }
 
@@ -280,6 +325,35 @@ mod tests {
         assert_eq!(key.open(&shifted.purpose(), &sealed), Err(SealingError::Open));
         let other = SealingKey::from_seed(&[2; 32]);
         assert_eq!(other.open(&names(WORDS).purpose(), &sealed), Err(SealingError::Open));
+    }
+
+    #[test]
+    fn a_signers_key_opens_what_is_sealed_to_its_public_half() {
+        let line = crate::PrivateKey::from_seed([5; 32]).public_key().to_openssh();
+        let public = public_of(&PublicKey::parse(&line).unwrap()).unwrap();
+        let key = SealingKey::of_signer(&[5; 32]);
+        assert_eq!(key.public(), public);
+        let (names, pool) = (names(WORDS), "kernels".parse().unwrap());
+        let purpose = Purpose { to: Recipient::Pool(&pool), ..names.purpose() };
+        let sealed = seal(&public, &purpose, b"value", Zeroizing::new([3; 32])).unwrap();
+        assert_eq!(**key.open(&purpose, &sealed).unwrap(), *b"value");
+        // Neither for a node that is called as the pool is, nor for another pool.
+        let node = "kernels".parse().unwrap();
+        let other = "others".parse().unwrap();
+        for to in [Recipient::Node(&node), Recipient::Pool(&other)] {
+            assert_eq!(key.open(&Purpose { to, ..purpose }, &sealed), Err(SealingError::Open));
+        }
+        let device = "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAICg1o3kx0yQLoWxXfb/tJgcSXnsU93JnvUbLCcqRPuyUAAAABHNzaDo=";
+        let device = PublicKey::parse(device).unwrap();
+        assert_eq!(public_of(&device), Err(SealingError::Signer));
+    }
+
+    /// The same key pair, by two roads: from RFC 8032 section 7.1, test 1, and RFC 7748's map of its point.
+    #[test]
+    fn the_map_is_that_of_rfc_7748() {
+        let seed = digest::parse("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60").unwrap();
+        let public = "d85e07ec22b0ad881537c2f44d662d1a143cf830c57aca4305d85c7a90f6b62e";
+        assert_eq!(SealingKey::of_signer(&seed).public(), public);
     }
 
     #[test]

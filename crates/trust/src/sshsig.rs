@@ -143,6 +143,15 @@ impl PublicKey {
         format!("SHA256:{}", text.trim_end_matches('='))
     }
 
+    /// Its point on the other form of the curve, as X25519 has it (RFC 7748 section 4.1); `None` for a security key's, which
+    /// does nothing but sign, and for what is no point.
+    pub(crate) fn to_montgomery(&self) -> Option<[u8; 32]> {
+        if self.security_key {
+            return None;
+        }
+        Some(VerifyingKey::from_bytes(&self.point).ok()?.to_montgomery().to_bytes())
+    }
+
     /// Whether the signature is good; gives whether its maker was verified by the security key that made it.
     fn verify(&self, signed: &[u8], signature: &[u8]) -> Result<bool, SignatureError> {
         let malformed = SignatureError::Malformed("bad signature field");

@@ -14,7 +14,7 @@ use crate::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bulkhead_core::{AppName, SecretDigest, SecretName, node::NodeIdentity, order::Target};
-use bulkhead_trust::sealing::{Purpose, SEALED_MAX_BYTES};
+use bulkhead_trust::sealing::{Purpose, Recipient, SEALED_MAX_BYTES};
 use bulkhead_wire::{Failure, FailureKind, SECRETS_MAX_BYTES};
 use std::{
     collections::BTreeMap,
@@ -55,8 +55,13 @@ pub fn wrap(
     let mut wrapped = Vec::with_capacity(target.secrets.len());
     for (name, digest) in &target.secrets {
         let sealed = pinned(name, *digest, came.get(name), &mut left)?;
-        let purpose =
-            Purpose { fleet: &identity.fleet, environment: &identity.environment, node: &identity.node, app, name };
+        let purpose = Purpose {
+            fleet: &identity.fleet,
+            environment: &identity.environment,
+            to: Recipient::Node(&identity.node),
+            app,
+            name,
+        };
         let value = key.open(&purpose, &sealed).map_err(|error| refused(name, error))?;
         let credential = encrypt(name, &value)?;
         wrapped.push(Secret { name: name.clone(), sealed, credential });

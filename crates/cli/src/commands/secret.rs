@@ -6,17 +6,22 @@ use crate::{
     commands::rollback,
     error::{Error, Kind, Result},
     output::Paint,
-    secrets::{Recipients, SECRETS, digest, file, folder, joined, read, recipients, seal_to, unread, write},
+    pools::section,
+    secrets::{
+        POOL_SECRETS, PoolSecret, Recipients, SECRETS, digest, file, folder, joined, read, recipients, seal_to, unread,
+        write,
+    },
     session::{Session, app_of},
     table::Table,
-    workspace::{App, FleetFiles, MANIFEST, shown},
+    workspace::{App, FleetFiles, MANIFEST, shown, write_json},
 };
-use bulkhead_core::{AppName, EnvironmentName, NodeName, SecretName, fleet::FleetNode, order::ServiceSpec};
+use bulkhead_core::{AppName, EnvironmentName, NodeName, PoolName, SecretName, fleet::FleetNode, order::ServiceSpec};
 use bulkhead_trust::sealing::VALUE_MAX_BYTES;
 use clap::{Args, Subcommand};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
+    collections::BTreeSet,
     io::{IsTerminal as _, Read},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -68,10 +73,17 @@ struct ValueArgs {
 /// to `.bulkhead/secrets` can be checked in. Services get it with the next order: `bulkhead deploy`, or `secret rotate`.
 /// The nodes are asked whether the keys are still theirs: one that was made anew has others, and nothing is sealed
 /// until the policy lists them (`bulkhead policy nodes`).
+///
+/// With `--pool` it is sealed to the pool's loop instead: to the keys that the policy gives the role `scale`. The loop
+/// seals it again to each node on which it starts an instance, and so can read it.
 #[derive(Debug, Args)]
 struct SetArgs {
     #[command(flatten)]
     value: ValueArgs,
+
+    /// Seals it for instances on the nodes of a pool.
+    #[arg(long, value_name = "POOL")]
+    pool: Option<PoolName>,
 }
 
 /// As `set`, and has the nodes run what they run already, with the new value
@@ -113,6 +125,10 @@ struct RmArgs {
     #[arg(value_name = "NAME")]
     name: SecretName,
 
+    /// What was sealed for a pool.
+    #[arg(long, value_name = "POOL")]
+    pool: Option<PoolName>,
+
     /// Goes on without a question.
     #[arg(short, long)]
     yes: bool,
@@ -127,6 +143,9 @@ pub struct SecretReport {
     pub environment: EnvironmentName,
     /// The secret.
     pub name: SecretName,
+    /// The pool whose loop can open the value, where it is for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
     /// The nodes that can open the value; none where it was removed.
     pub nodes: Vec<NodeName>,
     /// Of these, those whose keys the policy does not list: they were taken as seen first.
@@ -154,6 +173,9 @@ pub struct ListedSecret {
     pub app: AppName,
     /// Its name.
     pub name: SecretName,
+    /// The pool that it is for, whose loop can open it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
     /// The nodes that can open it, each with the digest of what is sealed to it, as orders pin it.
     pub nodes: Vec<SealedTo>,
 }
@@ -174,7 +196,10 @@ pub struct SealedTo {
 pub async fn run(context: &Context, args: &SecretArgs) -> Result<()> {
     match &args.command {
         SecretCommand::Set(args) => {
-            let report = set(context, &args.value).await?;
+            let report = match &args.pool {
+                Some(pool) => set_for_pool(context, &args.value, pool).await?,
+                None => set(context, &args.value).await?,
+            };
             context.ui.result(&report, render_set)
         }
         SecretCommand::Rotate(args) => {
@@ -217,8 +242,45 @@ async fn set(context: &Context, args: &ValueArgs) -> Result<SecretReport> {
         app: args.app.clone(),
         environment: environment.clone(),
         name: args.name.clone(),
+        pool: None,
         nodes: sealed.into_keys().collect(),
         first_seen: recipients.first_seen,
+        warning: unread,
+        file: shown(&path).to_string(),
+    })
+}
+
+/// Whom it is sealed to the policy says, so nobody is asked.
+async fn set_for_pool(context: &Context, args: &ValueArgs, pool: &PoolName) -> Result<SecretReport> {
+    let files = FleetFiles::load(&context.places)?;
+    let environment = &args.environment.environment;
+    let section = section(&files.fleet, pool)?;
+    if section.environment != *environment {
+        let message = format!("pool `{pool}` is for `{}`, and not for `{environment}`", section.environment);
+        return Err(Error::usage(message));
+    }
+    let policy = files.policy()?.policy;
+    let local = local_app(context)?.filter(|local| local.manifest.app == args.app);
+    let services = local.as_ref().map(|local| local.manifest.services_in(environment));
+    let unread =
+        services.and_then(|services| unread(&args.app, &args.name, environment, Some(&args.app), Some(&services)));
+    if let Some(warning) = &unread {
+        context.ui.note(&format!("warning: {warning}"));
+    }
+    let secret = PoolSecret { environment, pool, app: &args.app, name: &args.name };
+    // Before the value is asked for: it would be for nothing.
+    secret.seal(&files.fleet.fleet, &policy, b"")?;
+    let value = value(context, args).await?;
+    let sealed = secret.seal(&files.fleet.fleet, &policy, &value)?;
+    let path = secret.file(&files.directory);
+    write_json(&path, &sealed)?;
+    Ok(SecretReport {
+        app: args.app.clone(),
+        environment: environment.clone(),
+        name: args.name.clone(),
+        pool: Some(pool.clone()),
+        nodes: vec![],
+        first_seen: vec![],
         warning: unread,
         file: shown(&path).to_string(),
     })
@@ -329,9 +391,12 @@ fn from_command(command: &str) -> Result<Zeroizing<Vec<u8>>> {
 fn list(context: &Context, args: &LsArgs) -> Result<SecretLsReport> {
     let files = FleetFiles::load(&context.places)?;
     let mut secrets = Vec::new();
-    let environments = match &args.environment.environment {
-        Some(environment) => vec![environment.clone()],
-        None => files.environments(),
+    let environments: BTreeSet<EnvironmentName> = match &args.environment.environment {
+        Some(environment) => [environment.clone()].into(),
+        None => {
+            let of_pools = files.fleet.pools.values().map(|section| section.environment.clone());
+            files.environments().into_iter().chain(of_pools).collect()
+        }
     };
     for environment in environments {
         let apps = match &args.app {
@@ -347,7 +412,19 @@ fn list(context: &Context, args: &LsArgs) -> Result<SecretLsReport> {
                     SealedTo { node, digest }
                 };
                 let nodes = sealed.into_iter().map(to).collect();
-                secrets.push(ListedSecret { environment: environment.clone(), app: app.clone(), name, nodes });
+                let (environment, app) = (environment.clone(), app.clone());
+                secrets.push(ListedSecret { environment, app, name, pool: None, nodes });
+            }
+        }
+        let of_pools = files.directory.join(POOL_SECRETS).join(environment.as_str());
+        for pool in names_in::<PoolName>(&of_pools, "") {
+            let of_pool = of_pools.join(pool.as_str());
+            let apps = args.app.clone().map_or_else(|| names_in(&of_pool, ""), |app| vec![app]);
+            for app in apps {
+                for name in names_in(&of_pool.join(app.as_str()), ".json") {
+                    let (environment, app, pool) = (environment.clone(), app.clone(), Some(pool.clone()));
+                    secrets.push(ListedSecret { environment, app, name, pool, nodes: vec![] });
+                }
             }
         }
     }
@@ -364,12 +441,24 @@ fn names_in<T: std::str::FromStr>(folder: &Path, suffix: &str) -> Vec<T> {
 async fn remove(context: &Context, args: &RmArgs) -> Result<()> {
     let files = FleetFiles::load(&context.places)?;
     let environment = &args.environment.environment;
-    let path = file(&files.directory, environment, &args.app, &args.name);
-    if read(&path)?.is_none() {
-        return Err(Error::usage(format!("secret `{}` of {} has no value in {environment}", args.name, args.app))
+    let (path, is_there, where_to, what) = match &args.pool {
+        None => {
+            let path = file(&files.directory, environment, &args.app, &args.name);
+            let is_there = read(&path)?.is_some();
+            (path, is_there, environment.to_string(), format!("no order for {} can be made", args.app))
+        }
+        Some(pool) => {
+            let secret = PoolSecret { environment, pool, app: &args.app, name: &args.name };
+            let is_there = secret.read(&files.directory)?.is_some();
+            let what = format!("no instance of {} starts there", args.app);
+            (secret.file(&files.directory), is_there, format!("pool {pool} of {environment}"), what)
+        }
+    };
+    if !is_there {
+        return Err(Error::usage(format!("secret `{}` of {} has no value in {where_to}", args.name, args.app))
             .hint("`bulkhead secret ls` shows those that have one"));
     }
-    let question = format!("Remove {}? Without it no order for {} can be made.", shown(&path), args.app);
+    let question = format!("Remove {}? Without it {what}.", shown(&path));
     context.ui.confirm(&question, args.yes).await?;
     std::fs::remove_file(&path)
         .map_err(|error| Error::during(Kind::Internal, format!("cannot remove {}", shown(&path)), &error))?;
@@ -377,6 +466,7 @@ async fn remove(context: &Context, args: &RmArgs) -> Result<()> {
         app: args.app.clone(),
         environment: environment.clone(),
         name: args.name.clone(),
+        pool: args.pool.clone(),
         nodes: vec![],
         first_seen: vec![],
         warning: None,
@@ -387,6 +477,11 @@ async fn remove(context: &Context, args: &RmArgs) -> Result<()> {
 
 fn render_set(report: &SecretReport, _: Paint) -> String {
     let mut out = String::new();
+    if let Some(pool) = &report.pool {
+        putln!(out, "{}: sealed to the loop of pool {pool}", report.file);
+        putln!(out, "instances have it with the next grant: `bulkhead pool grant {pool} -e {}`", report.environment);
+        return out;
+    }
     putln!(out, "{}: sealed to {}", report.file, joined(&report.nodes));
     if !report.first_seen.is_empty() {
         putln!(out, "the policy lists no keys of {}: taken as seen first", joined(&report.first_seen));
@@ -399,7 +494,8 @@ fn render_list(report: &SecretLsReport, paint: Paint) -> String {
     let mut table = Table::new(&["ENVIRONMENT", "APP", "SECRET", "NODES"]);
     for secret in &report.secrets {
         let nodes: Vec<NodeName> = secret.nodes.iter().map(|sealed| sealed.node.clone()).collect();
-        table.row([secret.environment.to_string(), secret.app.to_string(), secret.name.to_string(), joined(&nodes)]);
+        let to = secret.pool.as_ref().map_or_else(|| joined(&nodes), |pool| format!("pool {pool}"));
+        table.row([secret.environment.to_string(), secret.app.to_string(), secret.name.to_string(), to]);
     }
     if table.is_empty() { "no secret has a value\n".into() } else { table.render(paint) }
 }

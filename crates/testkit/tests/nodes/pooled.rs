@@ -3,19 +3,22 @@
 
 use crate::trust::{fleet, key};
 use anyhow::{Context as _, Result, bail, ensure};
-use bulkhead_testkit::world::World;
+use bulkhead_testkit::world::{App, World, get, live_socket};
 use serde_json::Value;
 use std::{
     fs,
     io::Write as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::Child,
     thread,
     time::{Duration, Instant},
 };
 
 const SERVE: &[&str] = &["serve", "3000"];
-const WEB: &str = "port = 3000\ndrain = \"100ms\"\nstop = \"1s\"\nvolumes = { data = \"/var/lib/kernel\" }";
+const WEB: &str =
+    "port = 3000\ndrain = \"100ms\"\nstop = \"1s\"\nvolumes = { data = \"/var/lib/kernel\" }\nsecrets = [\"TOKEN\"]";
+const FIRST: &str = "first-value-5d0c81be42";
+const SECOND: &str = "second-value-c74e09a3f1";
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A loop that is killed when this is dropped.
@@ -78,6 +81,10 @@ pub(crate) fn life(world: &World) -> Result<()> {
 
     // Nothing starts that nobody granted, and data that goes with its instance must be said to.
     app.run(&["start", "kernel/web", "--count", "1"])?.expect(3)?.says("pool grant")?;
+    app.run(&["pool", "grant", "kernels", "-e", "staging", "--yes"])?
+        .expect(3)?
+        .says("has no value in pool kernels")?;
+    set(world, &app, FIRST)?;
     app.run(&["pool", "grant", "kernels", "-e", "staging", "--yes"])?.expect(3)?.says("--scratch")?;
     let granted = app.run(&["pool", "grant", "kernels", "-e", "staging", "--scratch", "--yes", "-o", "json"])?;
     let grant = granted.expect(0)?.json()?["grant"].as_str().context("no grant")?.to_owned();
@@ -103,6 +110,11 @@ pub(crate) fn life(world: &World) -> Result<()> {
     let blob = own.split_whitespace().nth(1).context("no key")?;
     ensure!(keys.len() == 2 && keys.iter().all(|keys| keys.lines().count() == 1 && keys.contains(blob)), "{keys:?}");
 
+    // What is sealed is for the next grant: until then instances start with what theirs pins.
+    set(world, &app, SECOND)?;
+    reads(world, one, "kernel-2", FIRST)?;
+    reads(world, other, "kernel-1", FIRST)?;
+
     // It is killed with two instances on their way out, and the next one goes on.
     app.run(&["scale", "kernel/web", "--count", "1", "--within", "0s"])?.expect(0)?;
     drop(first);
@@ -120,6 +132,8 @@ pub(crate) fn life(world: &World) -> Result<()> {
     let pool = look(world)?;
     let [(third, 1)] = &machines(&pool)[..] else { bail!("not one machine: {pool:#}") };
     fleet(world, &["audit", third])?.expect(0)?.says("revocation")?;
+    reads(world, third, "kernel-1", SECOND)?;
+    nowhere(world, &[FIRST, SECOND])?;
     app.run(&["scale", "kernel/web", "--count", "0", "--within", "1m"])?.expect(0)?;
     until(world, "that one is given back too", |pool| machines(pool).is_empty())?;
     drop(second);
@@ -140,18 +154,61 @@ fn forge(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// Seals a value to the pool.
+fn set(world: &World, app: &App<'_>, value: &str) -> Result<()> {
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(file.path(), value)?;
+    let path = file.path().to_string_lossy().into_owned();
+    let words = ["secret", "set", "kernel", "TOKEN", "-e", "staging", "--pool", "kernels", "--file", &path];
+    app.run(&words)?.expect(0)?.says("pool kernels")?;
+    fleet(world, &["secret", "ls"])?.expect(0)?.says("pool kernels").map(drop)
+}
+
+/// Demands what an instance reads as its secret.
+fn reads(world: &World, machine: &str, instance: &str, value: &str) -> Result<()> {
+    let folder = folders(world)?.into_iter().find(|folder| {
+        let known = fs::read_to_string(folder.join("machine.json")).unwrap_or_default();
+        known.contains(&format!("\"{machine}."))
+    });
+    let folder = folder.with_context(|| format!("no machine is called {machine}"))?;
+    let run: Value = serde_json::from_slice(&fs::read(folder.join("run.json"))?)?;
+    let supervisor = run["pid"].as_u64().context("no process")?;
+    let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children"))?;
+    let roots = children.split_whitespace().map(|pid| PathBuf::from(format!("/proc/{pid}/root")));
+    let root = roots.into_iter().find(|root| root.join("run/bulkhead").is_dir()).context("it has no process 1")?;
+    let socket = live_socket(&root, instance, "web")?;
+    let (_, env) = get(&socket, "/env")?;
+    let place = env.lines().find_map(|line| line.strip_prefix("CREDENTIALS_DIRECTORY="));
+    let (_, found) = get(&socket, &format!("/read{}/TOKEN", place.context("it has no secrets")?))?;
+    ensure!(found == value, "{instance} reads `{found}` on {machine}, not `{value}`");
+    Ok(())
+}
+
+/// Beside `fleet.toml`, and where the loop keeps what it knows, no value lies open.
+fn nowhere(world: &World, values: &[&str]) -> Result<()> {
+    for value in values {
+        let output =
+            std::process::Command::new("grep").args(["-rlaF", "-D", "skip", value]).arg(world.folder()).output()?;
+        ensure!(output.stdout.is_empty(), "the value is in {}", String::from_utf8_lossy(&output.stdout));
+    }
+    Ok(())
+}
+
 /// What lets root in on the stock servers of the machines that are there.
 fn logins(world: &World) -> Result<Vec<String>> {
+    let keys = |folder: PathBuf| fs::read_to_string(folder.join("root/root/.ssh/authorized_keys")).ok();
+    Ok(folders(world)?.into_iter().filter_map(keys).collect())
+}
+
+/// The machines that are there, each a folder.
+fn folders(world: &World) -> Result<Vec<PathBuf>> {
     let name = world.fleet().file_name().context("no name")?.to_string_lossy().into_owned();
     let mut all = Vec::new();
     for fleet in fs::read_dir("/var/lib/bulkhead-local")? {
         let fleet = fleet?;
-        if !fleet.file_name().to_string_lossy().starts_with(&format!("{name}-")) {
-            continue;
-        }
-        for machine in fs::read_dir(fleet.path().join("machines"))? {
-            let keys = machine?.path().join("root/root/.ssh/authorized_keys");
-            all.extend(fs::read_to_string(keys).ok());
+        if fleet.file_name().to_string_lossy().starts_with(&format!("{name}-")) {
+            let machines = fs::read_dir(fleet.path().join("machines"))?;
+            all.extend(machines.flatten().map(|machine| machine.path()));
         }
     }
     Ok(all)

@@ -10,23 +10,28 @@ use crate::{
     notices::revoked,
     output::Paint,
     plan::binary_size,
-    pools::{self, Pools, grant_path},
+    pools::{self, GrantFile, Pools, grant_file, grant_path, secrets_path},
     proposal::name_of,
+    secrets::{digests, for_grant},
     session::{Purpose, Session, now, sign_error},
-    workspace::{App, FleetFiles, shown},
+    workspace::{App, FleetFiles, shown, write_json},
 };
 use bulkhead_core::{
-    OrderId, PersonName, PoolName, ServiceName, SignedText, Timestamp,
+    OrderId, PersonName, PoolName, SecretDigest, SecretName, ServiceName, SignedText, Timestamp,
     grant::{Grant, NAMESPACE},
     name::nearest,
     notice::Revoked,
     order::{Run, ServiceSpec},
     policy::Role,
 };
+use bulkhead_trust::read_grant;
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 const DAY_S: i64 = 24 * 3600;
 
@@ -135,6 +140,8 @@ pub(super) async fn run(context: &Context, args: &GrantArgs) -> Result<()> {
     pools::check(&session.files.fleet, &session.policy.policy)?;
     let key = key(&session, args.key.as_ref())?;
 
+    let sealed =
+        for_grant(&session.files.directory, environment, &args.pool, &app.manifest.app, &service.secrets, &key)?;
     let directory = app.directory.clone();
     let (built, source, signers) = tokio::join!(
         build_image(context, &app, args.locked),
@@ -152,6 +159,7 @@ pub(super) async fn run(context: &Context, args: &GrantArgs) -> Result<()> {
         pool: args.pool.clone(),
         app: app.manifest.app.clone(),
         run: Run { source: source.ok().flatten(), ..Run::new(built.id, vec![service]) },
+        secrets: digests(&sealed),
         scratch: args.scratch,
         key,
         machines,
@@ -171,7 +179,12 @@ pub(super) async fn run(context: &Context, args: &GrantArgs) -> Result<()> {
     let file = args.out.clone().unwrap_or_else(|| grant_path(&session.files.directory, &args.pool, &grant.workload()));
     app.must_be_outside(&file)?;
     let holder = name_of(&session.policy.policy, &grant.key);
-    context.ui.preview(|paint| preview(&grant, &holder, paint))?;
+    let replaced = grant_file(file.clone()).ok().filter(|old| old.grant != grant);
+    // What nobody signed is nothing to compare with.
+    let policy = &session.policy.policy;
+    let signed = replaced.as_ref().filter(|old| read_grant(&old.signed, policy, environment).is_ok());
+    let known = signed.map(|old| &old.grant.secrets);
+    context.ui.preview(|paint| preview(&grant, known, &holder, paint))?;
     context.ui.confirm("\nSign this grant?", args.yes).await?;
     // The loop sends the image from here, long after this folder has gone on.
     keep_contents(context, &session, built).await?;
@@ -184,7 +197,11 @@ pub(super) async fn run(context: &Context, args: &GrantArgs) -> Result<()> {
     let text =
         String::from_utf8(bytes).map_err(|error| Error::during(Kind::Internal, "the grant is not text", &error))?;
     let before = before(&file, &grant, issued, &revoked(&session.files.directory, &session.policy.policy)?);
+    if !sealed.is_empty() {
+        write_json(&secrets_path(&file, id), &sealed)?;
+    }
     write_signed(&file, &SignedText { text, signatures })?;
+    replaced.iter().for_each(GrantFile::forget_secrets);
     let report = PoolGrantReport {
         grant: id.to_string(),
         file: shown(&file).to_string(),
@@ -273,7 +290,8 @@ fn key(session: &Session, wanted: Option<&PersonName>) -> Result<String> {
     }
 }
 
-fn preview(grant: &Grant, holder: &str, paint: Paint) -> String {
+/// `known` are the values that the grant before has, where there is one.
+fn preview(grant: &Grant, known: Option<&BTreeMap<SecretName, SecretDigest>>, holder: &str, paint: Paint) -> String {
     let service = grant.service();
     let mut out = format!(
         "{} may, without asking anybody:\n",
@@ -289,6 +307,14 @@ fn preview(grant: &Grant, holder: &str, paint: Paint) -> String {
     if !service.volumes.is_empty() {
         let names: Vec<&str> = service.volumes.iter().map(|volume| volume.name.as_str()).collect();
         line("store", &format!("{} for as long as an instance lasts; it is deleted with it", names.join(", ")));
+    }
+    if !service.secrets.is_empty() {
+        let mark = |name: &SecretName| match known {
+            Some(known) if known.get(name) != grant.secrets.get(name) => format!("{name} (changed)"),
+            _ => name.to_string(),
+        };
+        let names: Vec<String> = service.secrets.iter().map(mark).collect();
+        line("read", &format!("{}, as sealed to the pool now", names.join(", ")));
     }
     let memory = service.memory_max_bytes.map(|bytes| format!("{} of memory", binary_size(bytes)));
     let cpu = service.cpu_percent.map(|percent| format!("{percent} % of a core"));
@@ -325,6 +351,7 @@ mod tests {
 
     fn grant() -> Grant {
         let mut kernel = spec("kernel");
+        kernel.secrets = ["TOKEN".parse().unwrap()].into();
         (kernel.memory_max_bytes, kernel.cpu_percent) = (Some(256 << 20), Some(50));
         Grant {
             format: 1,
@@ -333,6 +360,7 @@ mod tests {
             pool: "kernels".parse().unwrap(),
             app: "notes".parse().unwrap(),
             run: Run::new(ImageId::of(b"image"), vec![kernel]),
+            secrets: [("TOKEN".parse().unwrap(), SecretDigest([7; 32]))].into(),
             scratch: false,
             key: "ssh-ed25519 AAAA".into(),
             machines: 10,
@@ -365,10 +393,13 @@ mod tests {
 
     #[test]
     fn what_is_signed_in_words() {
-        insta::assert_snapshot!(preview(&grant(), "scaler", Paint { colour: false }), @r"
+        let known = BTreeMap::new();
+        assert!(preview(&grant(), Some(&known), "scaler", Paint { colour: false }).contains("TOKEN (changed), as"));
+        insta::assert_snapshot!(preview(&grant(), None, "scaler", Paint { colour: false }), @r"
         scaler, for pool kernels of acme (production) may, without asking anybody:
           run       notes/kernel and nothing else, as kernel --serve
           from      image 6105d6cc76af
+          read      TOKEN, as sealed to the pool now
           each with 256M of memory, 50 % of a core
           at most   23 on each of 10 machines
           until     1970-04-01T00:00:00Z

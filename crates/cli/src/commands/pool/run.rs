@@ -53,6 +53,8 @@ pub(super) async fn run(context: &Context, _: &RunArgs) -> Result<()> {
     let session = Session::of(context, files)?;
     check_environments(&session)?;
     let signer = signer(&session).await?;
+    // An agent or a device does not open anything. What that keeps from starting is said when it is asked for.
+    let opener = signer.sealing_key().await.ok();
     let agent = agent().await?;
     // Before leases are read, and anything is asked: another loop may have it.
     let database = Database::open(&directory.join("pool.sqlite")).map_err(|error| database_error(&error))?;
@@ -85,6 +87,7 @@ pub(super) async fn run(context: &Context, _: &RunArgs) -> Result<()> {
             ssh: session.ssh().clone(),
             memory: session.memory.clone(),
             signer,
+            opener,
             agent: agent.into(),
             directory: directory.clone(),
             pools: settings(&session),
@@ -294,6 +297,7 @@ impl Folder {
     }
 
     async fn granted(&self, file: GrantFile) -> Result<Granted> {
+        let secrets = file.secrets()?;
         let GrantFile { signed, grant, .. } = file;
         let image = grant.run.image;
         let holders = self.holders(&grant.environment);
@@ -304,7 +308,7 @@ impl Folder {
         let (document, decoded) = document_of_held(&self.session, image, &mut early, &names).await?;
         let statements = statements_about(&self.session.files.directory, image)?;
         let payload = payload_of_held(&self.context, &self.session, document, decoded, &holders)?;
-        Ok(Granted { signed, grant, statements, payload })
+        Ok(Granted { signed, grant, statements, payload, secrets })
     }
 }
 

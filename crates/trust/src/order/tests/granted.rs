@@ -11,6 +11,7 @@ fn grant() -> Grant {
         pool: "kernels".parse().unwrap(),
         app: "notes".parse().unwrap(),
         run: run(),
+        secrets: BTreeMap::new(),
         scratch: false,
         key: key(SCALE).public.to_openssh(),
         machines: 3,
@@ -276,6 +277,10 @@ fn what_no_grant_says() {
         },
         "has volume `data`",
     );
-    check(|grant| grant.run.services[0].secrets.extend(["token".parse().unwrap()]), "no pool can be given");
+    fn name() -> SecretName {
+        "token".parse().unwrap()
+    }
+    check(|grant| grant.run.services[0].secrets.extend([name()]), "secret `token`, for which no value is granted");
+    check(|grant| grant.secrets.extend([(name(), SecretDigest([7; 32]))]), "service `web` has none");
     check(|grant| grant.run.fallback = [RunId([1; 32])].into(), "fallbacks");
 }
