@@ -279,7 +279,7 @@ pub enum Hold {
         /// When the next may be.
         until: Time,
     },
-    /// The provider said no, or machines did not become nodes.
+    /// The provider said no, or machines did not become nodes, or nothing could be started on them.
     Provider {
         /// When it is tried again.
         until: Time,
@@ -298,7 +298,9 @@ impl fmt::Display for Hold {
             Self::Creations { most, until } => {
                 write!(f, "{most} machines were asked for in ten minutes; the next at {until}")
             }
-            Self::Provider { until } => write!(f, "the provider refused or machines failed; tried again at {until}"),
+            Self::Provider { until } => {
+                write!(f, "the provider refused, or machines or services on them failed; tried again at {until}")
+            }
         }
     }
 }

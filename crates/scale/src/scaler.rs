@@ -139,6 +139,10 @@ struct PoolState {
     refusals: u32,
     /// Machines in a row that did not become nodes.
     stillborn: u32,
+    /// Machines in a row on which nothing could be started.
+    failing: u32,
+    /// How many machines it may have besides what its caps say.
+    granted: Option<u32>,
     hold: Option<Hold>,
     consolidated: Time,
 }
@@ -265,6 +269,8 @@ impl Scaler {
             not_before: Time(0),
             refusals: 0,
             stillborn: 0,
+            failing: 0,
+            granted: None,
             hold: None,
             consolidated: now,
             spec,
@@ -610,6 +616,13 @@ impl Scaler {
     /// Every machine on record, oldest first.
     pub fn machines(&self) -> impl Iterator<Item = &Machine> {
         self.machines.values()
+    }
+
+    /// Lets a pool have at most so many machines, whatever its own caps say, from now on; `None` where nothing but those
+    /// counts, as in the beginning. Gives whether that is news. It is on no row: whoever runs a scaler says it again.
+    pub fn bound(&mut self, index: PoolIndex, machines: Option<u32>) -> bool {
+        let state = self.pools.get_mut(usize::from(index.0));
+        state.is_some_and(|state| std::mem::replace(&mut state.granted, machines) != machines)
     }
 
     /// An instance's row.

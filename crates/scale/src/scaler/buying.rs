@@ -8,7 +8,7 @@ use super::{Scaler, pause_ms};
 use crate::{
     event::{Command, CreateAnswer, Decision, Hold, Why},
     machine::{Attempt, Cause, Machine, MachineId, PoolIndex, ServerId, State},
-    pool::{CREATIONS_WINDOW_MS, Room},
+    pool::{CREATIONS_WINDOW_MS, Caps, Room},
     time::{DAY_MS, MINUTE_MS},
 };
 
@@ -18,7 +18,7 @@ const RUNWAY_MS: u64 = DAY_MS;
 /// How long nothing is bought after the provider said that the account may have no more.
 const QUOTA_PAUSE_MS: u64 = 10 * MINUTE_MS;
 /// At most so many machines that failed are kept in a pool to be looked at; others are given back.
-const QUARANTINED_MAX: u32 = 1;
+pub(super) const QUARANTINED_MAX: u32 = 1;
 
 impl Scaler {
     /// Whether another server may be bought.
@@ -42,8 +42,9 @@ impl Scaler {
         }
         let price = state.spec.price;
         let runway = now.month().next().start().since(now).min(RUNWAY_MS);
+        let granted = state.granted.into_iter().chain(state.spec.caps.machines).min();
         let both = [
-            (state.spec.caps, state.possible, state.ledger, false),
+            (Caps { machines: granted, ..state.spec.caps }, state.possible, state.ledger, false),
             (self.limits.caps, self.possible, self.ledger, true),
         ];
         for (caps, possible, mut ledger, fleet) in both {

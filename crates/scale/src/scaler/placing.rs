@@ -5,7 +5,7 @@
 //! then a new one is bought. So the first instance that does not fit buys one
 //! machine, and those after it join that one until it is full.
 
-use super::{Scaler, pause_ms};
+use super::{Scaler, buying::QUARANTINED_MAX, pause_ms};
 use crate::{
     event::{Command, Decision, Hold, Why},
     machine::{Cause, Doing, Instance, InstanceId, MachineId, PoolIndex, State},
@@ -223,6 +223,7 @@ impl Scaler {
         let Some(instance) = self.instances.get_mut(&id) else { return };
         self.out.instances.push(id);
         if is_running {
+            self.pools[usize::from(instance.pool.0)].failing = 0;
             instance.failures = 0;
             instance.since = now;
             if instance.doing == Doing::Starting {
@@ -278,7 +279,8 @@ impl Scaler {
         self.vacate(machine, id, needs);
     }
 
-    /// Puts a machine in quarantine on which several instances fail and none runs.
+    /// Puts a machine in quarantine on which several instances fail and none runs: one in each pool, and others go. Where
+    /// it is the service that is at fault, the next machine does not help either, so each is waited for longer.
     fn suspect_machine(&mut self, id: MachineId) {
         let row = &self.machines[&id];
         let instances = || row.instances.iter().map(|id| &self.instances[id]);
@@ -287,7 +289,14 @@ impl Scaler {
         if row.state != State::Ready || failing < FAILING || well > 0 {
             return;
         }
-        self.become_(id, State::Quarantined, Some(Cause::Failing));
+        let now = self.now;
+        let state = &mut self.pools[usize::from(self.machines[&id].pool.0)];
+        state.failing += 1;
+        if state.failing > 1 {
+            state.not_before = state.not_before.max(now.plus(pause_ms(state.failing)));
+        }
+        let is_kept = state.quarantined < QUARANTINED_MAX;
+        self.become_(id, if is_kept { State::Quarantined } else { State::Draining }, Some(Cause::Failing));
         let starting: Vec<InstanceId> = self.machines[&id].instances.clone();
         for instance in starting {
             if self.instances[&instance].doing == Doing::Starting {
@@ -308,6 +317,8 @@ impl Scaler {
         if is_wanted {
             instance.doing = Doing::Waiting;
             instance.since = now;
+            // They say nothing of the next machine.
+            instance.failures = 0;
             instance.not_before = Time(0);
             self.pools[pool].waiting.insert(id);
         } else {

@@ -102,7 +102,8 @@ impl Scaler {
         }
         let id = state.draining.iter().copied().find(|id| {
             let machine = &self.machines[id];
-            machine.cause != Some(Cause::Person) && state.spec.machine.less(machine.used).fits(needs)
+            !matches!(machine.cause, Some(Cause::Person | Cause::Failing))
+                && state.spec.machine.less(machine.used).fits(needs)
         })?;
         self.become_(id, State::Ready, None);
         self.out.decisions.push(Decision::Reprieve { machine: id });

@@ -331,6 +331,64 @@ fn machines_that_never_come_up_are_bought_ever_more_slowly() {
     assert!((30..60).contains(&server), "{server} bought in six hours");
 }
 
+/// A service that runs nowhere: no machine is at fault, and none helps.
+#[test]
+fn a_service_that_fails_everywhere_buys_ever_more_slowly() {
+    let mut table = Table::new(|pool, _| pool.machine = Room::slots(4));
+    let ids = table.start(4);
+    let mut server = 0;
+    let mut pass = |table: &mut Table, hours: u64, is_running: bool| {
+        let begun = table.now;
+        while table.now.since(begun) < hours * HOUR_MS {
+            for command in table.take() {
+                match command {
+                    Command::Create { machine } => {
+                        server += 1;
+                        table.tell(Event::Created { machine, answer: CreateAnswer::Made(ServerId(server)) });
+                    }
+                    Command::Join { machine, server } => table.tell(Event::Joined { machine, server }),
+                    Command::Start { instance, machine } => {
+                        table.tell(Event::Started { instance, machine, is_running })
+                    }
+                    Command::Stop { instance, machine } => {
+                        table.tell(Event::Stopped { instance, machine, is_stopped: true });
+                    }
+                    Command::Confirm { machine } => table.tell(Event::Confirmed { machine, running: Some(0) }),
+                    Command::Delete { machine, .. } => {
+                        table.tell(Event::Deleted { machine, answer: DeleteAnswer::Accepted });
+                    }
+                    Command::List => {}
+                }
+            }
+            let is_paid = |row: &&Machine| !matches!(row.state, State::Deleting | State::Gone);
+            assert!(table.scaler.machines().filter(is_paid).count() <= 2, "one to be looked at, and one that is tried");
+            table.pass(5 * SECOND_MS);
+            table.scaler.lists.under_way = None;
+        }
+        server
+    };
+    let bought = pass(&mut table, 6, false);
+    assert!((30..60).contains(&bought), "{bought} bought in six hours");
+    // It is mended: the next machine serves them all.
+    assert!(pass(&mut table, 1, true) <= bought + 1);
+    assert!(ids.iter().all(|id| table.scaler.instance(*id).unwrap().doing == Doing::Running));
+    assert_eq!(table.scaler.pools[0].failing, 0);
+}
+
+#[test]
+fn a_pool_has_no_more_machines_than_it_is_let() {
+    let mut table = Table::new(|pool, _| (pool.machines_min, pool.caps.machines) = (2, Some(9)));
+    assert!(table.scaler.bound(PoolIndex(0), Some(0)) && !table.scaler.bound(PoolIndex(0), Some(0)));
+    table.start(1);
+    assert_eq!(table.take(), [], "neither for those that wait, nor to have some at least");
+    assert!(table.scaler.bound(PoolIndex(0), Some(1)));
+    table.tell(Event::Tick);
+    assert_eq!(table.take(), [Command::Create { machine: MachineId(0) }]);
+    assert!(table.scaler.bound(PoolIndex(0), None));
+    table.tell(Event::Tick);
+    assert_eq!(table.take(), [Command::Create { machine: MachineId(1) }]);
+}
+
 #[test]
 fn many_silent_at_once_is_ones_own_network() {
     let mut table = Table::new(|_, _| {});
