@@ -224,6 +224,19 @@ impl Identities {
     }
 
     /// The private key of a file, asking for its passphrase where needed. One question at a time, each at most once.
+    /// RFC 8032's private key of this public key, where one of the files has it and it is an Ed25519 key.
+    pub(crate) async fn seed(&self, blob: &[u8]) -> Result<Option<Zeroizing<[u8; 32]>>, IdentityError> {
+        for path in self.files.iter().chain(&self.default_files) {
+            let Some(private) = read_public(path).ok().filter(|key| key.blob == blob).and_then(|key| key.private)
+            else {
+                continue;
+            };
+            let key = self.unlock(&private).await?;
+            return Ok(key.key_data().ed25519().map(|pair| Zeroizing::new(pair.private.to_bytes())));
+        }
+        Ok(None)
+    }
+
     pub(crate) async fn unlock(&self, path: &Path) -> Result<Arc<PrivateKey>, IdentityError> {
         let mut unlocked = self.unlocked.lock().await;
         let given_up = || IdentityError::Passphrase { path: path.to_owned() };
@@ -289,13 +302,6 @@ impl Candidate {
     pub(crate) fn describe(&self) -> String {
         let place = if matches!(self.source, Source::Agent { .. }) { "ssh-agent: " } else { "" };
         format!("{} ({place}{})", fingerprint(&self.blob), crate::client::printable(&self.comment))
-    }
-
-    /// RFC 8032's private key, where it is an Ed25519 key in a file.
-    pub(crate) async fn seed(&self, identities: &Identities) -> Result<Option<Zeroizing<[u8; 32]>>, IdentityError> {
-        let Source::File { path, .. } = &self.source else { return Ok(None) };
-        let key = identities.unlock(path).await?;
-        Ok(key.key_data().ed25519().map(|pair| Zeroizing::new(pair.private.to_bytes())))
     }
 
     /// Signs; gives the signature's binary form (string type, string bytes, …).

@@ -173,7 +173,7 @@ pub enum LocalError {
         wanted: FleetName,
     },
     /// No such node.
-    #[error("the local fleet has no node `{name}`; it has: {known}")]
+    #[error("the local fleet has no node `{name}`, which machines of pools are not; it has {known}")]
     UnknownNode {
         /// The name asked for.
         name: NodeName,

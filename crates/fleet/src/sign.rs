@@ -128,7 +128,8 @@ impl Signer {
     /// It is in no file, or that cannot be read.
     pub async fn sealing_key(&self) -> Result<SealingKey, SignError> {
         let key = || self.public.fingerprint();
-        let seed = self.candidate.seed(&self.identities).await;
+        // An agent that holds the key as well signs with it; to open takes the file all the same.
+        let seed = self.identities.seed(&self.candidate.blob).await;
         let seed = seed.map_err(|source| SignError::Sign { key: key(), source })?;
         seed.map(|seed| SealingKey::of_signer(&seed)).ok_or_else(|| SignError::Held { key: key() })
     }

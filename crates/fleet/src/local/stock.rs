@@ -146,7 +146,9 @@ impl Local {
             }
             let fleet = lock(&self.directory)?;
             // One that was left half removed has nothing to be held by.
-            self.survey()?;
+            if let (_, Some(error)) = self.sweep()? {
+                return Err(error);
+            }
             if self.stock_ids()?.is_empty() {
                 return Ok(fleet);
             }
@@ -169,24 +171,33 @@ impl Local {
         Ok(states.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().map(|state| state.host).collect())
     }
 
-    /// Every machine that is made or in somebody's hands. Leftovers are removed. Under the fleet's lock: whoever begins
-    /// one has it.
+    /// Every machine that is made or in somebody's hands. Leftovers are removed; where one cannot be, it stays one, and
+    /// keeps nobody from the others. Under the fleet's lock: whoever begins one has it.
     fn survey(&self) -> Result<Vec<StockState>, LocalError> {
+        let (known, left) = self.sweep()?;
+        drop(left);
+        Ok(known)
+    }
+
+    /// The same, with why a leftover could not be removed.
+    fn sweep(&self) -> Result<(Vec<StockState>, Option<LocalError>), LocalError> {
         let mut known = Vec::new();
-        let mut was_swept = false;
+        let (mut was_swept, mut left) = (false, None);
         for id in self.stock_ids()? {
             let state = self.stock_state(id)?;
             if state.as_ref().is_some_and(|state| matches!(state.phase, Phase::Made(_))) || self.is_held(id)? {
                 known.extend(state);
                 continue;
             }
-            self.discard(id)?;
-            was_swept = true;
+            match self.discard(id) {
+                Ok(()) => was_swept = true,
+                Err(error) => left = Some(error),
+            }
         }
         if was_swept {
             self.drop_network_when_idle()?;
         }
-        Ok(known)
+        Ok((known, left))
     }
 
     /// Gives a machine a number and an address, and puts it on record as one that the caller makes.
