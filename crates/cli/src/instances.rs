@@ -128,12 +128,23 @@ pub async fn run(
         }
         // As with every stop, no grant is needed for it.
         Verb::Scale { .. } if count == 0 => {
-            is_there(&looked, &workload, args.pool.as_ref(), environment, &grants(&looked.files, &context.ui)?)?;
+            is_there(
+                &looked,
+                &workload,
+                args.pool.as_ref(),
+                environment,
+                &grants(&looked.files, &|error| context.ui.warn(error))?,
+            )?;
             Request::Stop { workload: workload.clone(), pool: args.pool.clone(), count: u32::MAX }
         }
         Verb::Start { is_movable } | Verb::Scale { is_movable } => {
             let revoked = revoked(&looked.files.directory, &looked.files.policy()?.policy)?;
-            let grant = granted(grants(&looked.files, &context.ui)?, &workload, args.pool.as_ref(), &revoked)?;
+            let grant = granted(
+                grants(&looked.files, &|error| context.ui.warn(error))?,
+                &workload,
+                args.pool.as_ref(),
+                &revoked,
+            )?;
             let pool = looked.pools.named(&grant.grant.pool)?;
             must_be_of(&looked, &pool.name, environment)?;
             let needs = needs(pool, grant.grant.service());
@@ -162,21 +173,24 @@ pub async fn run(
     context.ui.stage("what was asked stays asked");
     let follow = Follow { workload, verb, count, before, number };
     let within = args.within.unwrap_or(if context.ui.is_interactive() { WITHIN } else { Duration::ZERO });
-    if args.within.is_some_and(|within| !within.is_zero()) && !read(&looked.path)?.is_running {
+    let has_loop = read(&looked.path)?.is_running;
+    if args.within.is_some_and(|within| !within.is_zero()) && !has_loop {
         context.ui.note(&format!("{NO_LOOP}; waiting for one"));
     }
     // Who says how long waits for a loop too.
-    let view = wait(context, &looked.path, &follow, within, args.within.is_none()).await?;
+    let view = wait(context, &looked.path, &follow, within, args.within.is_none() && !has_loop).await?;
     let report = follow.report(&view, system_clock()());
     context.ui.result(&report, render)?;
-    if !report.running && (args.within.is_none() || within.is_zero()) {
+    if !report.running && (within.is_zero() || args.within.is_none() && !has_loop) {
         context.ui.note(&format!("warning: {NO_LOOP}; what was asked is kept for it"));
         return Ok(());
     }
     if report.done || within.is_zero() {
         return Ok(());
     }
-    let message = if follow.is_taken(&view) && follow.is_short(&view) {
+    let message = if !report.running {
+        format!("the loop ended, and no other began within {}; what was asked stays asked", seconds(within))
+    } else if follow.is_taken(&view) && follow.is_short(&view) {
         "the loop started fewer than were asked for".to_owned()
     } else {
         format!("not all was done within {}; what was asked stays asked", seconds(within))

@@ -132,8 +132,9 @@ fn block_on(context: &Context, command: &Command) -> Result<()> {
             () = interruption(context) => context.ui.interrupted(),
         }
     });
-    // A question or a build under way on another thread must not hold the end up.
-    runtime.shutdown_background();
+    // A question or a build under way on another thread must not hold the end up, and a thread that waits for what the
+    // runtime does must not find it gone: all of them end with the process.
+    std::mem::forget(runtime);
     result
 }
 

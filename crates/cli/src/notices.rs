@@ -79,6 +79,23 @@ pub fn revoked(fleet_directory: &Path, policy: &Policy) -> Result<Revoked> {
     Ok(all)
 }
 
+/// Keeps the revocations that count by the policy also elsewhere, laid out as beside `fleet.toml`: who may write there
+/// can take them away.
+///
+/// # Errors
+/// One cannot be read or written.
+pub fn keep_revocations(fleet_directory: &Path, elsewhere: &Path, policy: &Policy) -> Result<()> {
+    for path in revocations(fleet_directory)? {
+        let document = read_signed(&path)?;
+        let counts = verify_revocation(document.text.as_bytes(), &document.signatures, policy).is_ok();
+        let kept = elsewhere.join(NOTICES).join(path.file_name().unwrap_or_default());
+        if counts && !kept.exists() {
+            keep_notice(elsewhere, Paper::Revocation, &document)?;
+        }
+    }
+    Ok(())
+}
+
 /// The files of revocations, in the order of their names; none where there is no folder.
 fn revocations(fleet_directory: &Path) -> Result<Vec<PathBuf>> {
     let folder = fleet_directory.join(NOTICES);

@@ -4,6 +4,8 @@
 //! STATE/pools/FLEET/pool.sqlite       what the loop knows, see `bulkhead_pool`
 //! STATE/pools/FLEET/leases.json       machines of a fixed pool that are leased
 //! STATE/pools/FLEET/nodes/NAME.json   a node that it bought
+//! STATE/pools/FLEET/newest.json       when the newest grant was made that it acted on, for each pool and service
+//! STATE/pools/FLEET/.bulkhead/notices its own copy of what was revoked
 //! .bulkhead/grants/POOL.APP.SERVICE.json   beside fleet.toml: what may run there, signed
 //! .bulkhead/grants/ID.secrets              the values that the grant of this id pins, sealed to its loop
 //! ```
@@ -14,17 +16,16 @@
 use crate::{
     error::{Error, Kind, Result},
     grants::read_signed,
-    output::Ui,
     session::{now, state_directory},
     workspace::{FLEET, FleetFiles, read_if_present, read_text, shown},
 };
 use bulkhead_core::{
-    EnvironmentName, FleetName, NodeName, OrderId, PoolName, SignedText,
+    EnvironmentName, FleetName, NodeName, OrderId, PersonName, PoolName, SignedText,
     fleet::{Fleet, FleetNode, HeadroomSetting, PoolProvider, PoolSection, Span},
     grant::Grant,
     name::nearest,
     order::ServiceSpec,
-    policy::Policy,
+    policy::{Policy, Role},
 };
 use bulkhead_pool::Sealed;
 use bulkhead_provider::{
@@ -199,6 +200,31 @@ fn pool(name: &PoolName, section: &PoolSection) -> Result<Pool> {
         drain_max_ms: span(section.drain_max, usual.drain_max_ms),
         ..usual
     })
+}
+
+/// The key that acts on a grant and opens secrets of its pool: the person's who is named, or the only one of the role.
+///
+/// # Errors
+/// There is none, or there are several.
+pub fn scale_key(policy: &Policy, wanted: Option<&PersonName>) -> Result<String> {
+    let holders: Vec<_> = policy.holders(Role::Scale).collect();
+    let add = "`bulkhead key add NAME FILE --role scale --role courier --role observe`, with a key made for the loop";
+    match (wanted, holders.as_slice()) {
+        (Some(wanted), holders) => {
+            holders.iter().find(|(name, _)| *name == wanted).map(|(_, key)| key.key.clone()).ok_or_else(|| {
+                let error = Error::usage(format!("the policy gives `{wanted}` no role `scale`"));
+                if holders.is_empty() {
+                    error.hint(add)
+                } else {
+                    error.hint(format!("it gives it {}", policy.names_of(Role::Scale)))
+                }
+            })
+        }
+        (None, [(_, key)]) => Ok(key.key.clone()),
+        (None, []) => Err(Error::configuration("the policy gives nobody the role `scale`").hint(add)),
+        (None, _) => Err(Error::usage("several keys have the role `scale`: name one with `--key`")
+            .hint(format!("there are {}", policy.names_of(Role::Scale)))),
+    }
 }
 
 /// What an instance of a service takes of a machine: a slot, and what else the pool says that its machines have.
@@ -446,22 +472,28 @@ pub fn grant_path(fleet_directory: &Path, pool: &PoolName, workload: &str) -> Pa
 }
 
 /// The grants of a fleet that enough people signed, by the policy of this moment. Whoever may write to the repository
-/// may put anything there: what counts for nothing is told and passed by.
+/// may put anything there: what counts for nothing is told `refused` and passed by.
 ///
 /// # Errors
 /// There is no policy.
-pub fn grants(files: &FleetFiles, ui: &Ui) -> Result<Vec<GrantFile>> {
+pub fn grants(files: &FleetFiles, refused: &dyn Fn(&Error)) -> Result<Vec<GrantFile>> {
     let policy = files.policy()?.policy;
     let checked = |path: PathBuf| {
         let file = grant_file(path)?;
-        let refused = |why: &str| Error::new(Kind::Refused, format!("{} counts for nothing: {why}", shown(&file.path)));
-        read_grant(&file.signed, &policy, &file.grant.environment).map_err(|refusal| refused(&refusal.message))?;
+        let wrong = |why: &str| Error::new(Kind::Refused, format!("{} counts for nothing: {why}", shown(&file.path)));
+        read_grant(&file.signed, &policy, &file.grant.environment).map_err(|refusal| wrong(&refusal.message))?;
         if file.grant.issued > now().plus_s(CLOCK_SKEW_S) {
-            return Err(refused("it was made in the future"));
+            return Err(wrong("it was made in the future"));
+        }
+        // People of its own environment signed it, and nodes of another take no order by it.
+        let environment = files.fleet.pools.get(&file.grant.pool).map(|section| &section.environment);
+        let is_of_pool = environment.is_none_or(|environment| *environment == file.grant.environment);
+        if file.grant.fleet != files.fleet.fleet || !is_of_pool {
+            return Err(wrong("it is for another fleet, or another environment than its pool's"));
         }
         Ok(file)
     };
-    Ok(grant_paths(files).into_iter().filter_map(|path| checked(path).map_err(|error| ui.warn(&error)).ok()).collect())
+    Ok(grant_paths(files).into_iter().filter_map(|path| checked(path).map_err(|error| refused(&error)).ok()).collect())
 }
 
 /// The files that may have grants.

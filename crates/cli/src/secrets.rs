@@ -18,11 +18,8 @@ use crate::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bulkhead_core::{
-    AppName, EnvironmentName, FleetName, NodeName, PoolName, SecretDigest, SecretName,
-    fleet::FleetNode,
-    name::nearest,
-    order::ServiceSpec,
-    policy::{Policy, Role},
+    AppName, EnvironmentName, FleetName, NodeName, PoolName, SecretDigest, SecretName, fleet::FleetNode, name::nearest,
+    order::ServiceSpec, policy::Policy,
 };
 use bulkhead_trust::{
     sealing::{Purpose, Recipient, public_of, seal},
@@ -137,15 +134,20 @@ pub fn for_order<'a>(
             })?;
             of_node.insert((*name).clone(), value.clone());
         }
-        let bytes: usize = of_node.values().map(|value| value.len() / 4 * 3).sum();
-        if bytes > SECRETS_MAX_BYTES {
-            return Err(Error::configuration(format!(
-                "the secrets of {app} are {bytes} bytes together; a node takes at most {SECRETS_MAX_BYTES}"
-            )));
-        }
+        check_size(app, &of_node)?;
         all.insert(node.clone(), of_node);
     }
     Ok(all)
+}
+
+/// A node takes so much with one order.
+fn check_size(app: &AppName, sealed: &BTreeMap<SecretName, String>) -> Result<()> {
+    let bytes: usize = sealed.values().map(|value| value.len() / 4 * 3).sum();
+    if bytes <= SECRETS_MAX_BYTES {
+        return Ok(());
+    }
+    let message = format!("the secrets of {app} are {bytes} bytes together; a node takes at most {SECRETS_MAX_BYTES}");
+    Err(Error::configuration(message))
 }
 
 /// The digests of what [`for_order`] gives.
@@ -318,31 +320,18 @@ impl PoolSecret<'_> {
         })
     }
 
-    /// Seals a value to every key that the policy gives the role `scale`.
+    /// Seals a value to a loop's key (an OpenSSH line): to it alone, for no loop needs what others' pools are given.
     ///
     /// # Errors
-    /// There is none, it is kept by a device, or the value is too long.
-    pub fn seal(&self, fleet: &FleetName, policy: &Policy, value: &[u8]) -> Result<SealedToPool> {
+    /// A device keeps the key, or the value is too long.
+    pub fn seal(&self, fleet: &FleetName, key: &str, value: &[u8]) -> Result<SealedToPool> {
         let Self { environment, pool, app, name } = *self;
         let purpose = Purpose { fleet, environment, to: Recipient::Pool(pool), app, name };
-        let mut sealed = SealedToPool::new();
-        for (holder, key) in policy.holders(Role::Scale) {
-            let wrong = |error: &dyn std::error::Error| {
-                Error::during(Kind::Configuration, format!("cannot seal to the key of `{holder}`"), error)
-            };
-            let key = PublicKey::parse(&key.key).map_err(|error| wrong(&error))?;
-            let public = public_of(&key).map_err(|error| wrong(&error))?;
-            sealed.insert(key.fingerprint(), seal_one(&public, holder.as_str(), &purpose, value)?);
-        }
-        if sealed.is_empty() {
-            return Err(Error::configuration(
-                "the policy gives nobody the role `scale`, whose key opens secrets of pools",
-            )
-            .hint(
-                "`bulkhead key add NAME FILE --role scale --role courier --role observe`, with a key made for the loop",
-            ));
-        }
-        Ok(sealed)
+        let wrong = |error: &dyn std::error::Error| Error::of(Kind::Configuration, error);
+        let key = PublicKey::parse(key).map_err(|error| wrong(&error))?;
+        let public = public_of(&key).map_err(|error| wrong(&error))?;
+        let sealed = seal_one(&public, &format!("the loop of pool {pool}"), &purpose, value)?;
+        Ok(SealedToPool::from([(key.fingerprint(), sealed)]))
     }
 
     /// What is sealed to the holder of this key (an OpenSSH line).
@@ -363,7 +352,7 @@ impl PoolSecret<'_> {
         sealed.remove(&key.fingerprint()).filter(|text| digest(text).is_ok()).ok_or_else(|| {
             let path = self.file(fleet_directory);
             Error::configuration(format!("{} has no value for the key {}", shown(&path), key.fingerprint()))
-                .hint(format!("{set} again seals it to the keys that the policy has now"))
+                .hint(format!("{set} again seals it to the key that the loop has now"))
         })
     }
 }
@@ -384,7 +373,9 @@ pub fn for_grant<'a>(
         let sealed = PoolSecret { environment, pool, app, name }.sealed_to(fleet_directory, key)?;
         Ok((name.clone(), sealed))
     };
-    names.into_iter().map(of).collect()
+    let all = names.into_iter().map(of).collect::<Result<_>>()?;
+    check_size(app, &all)?;
+    Ok(all)
 }
 
 /// What is to be said where nobody reads a secret of this name: `None` where somebody does. `services` are those that
@@ -491,19 +482,11 @@ mod tests {
         let name: SecretName = "TOKEN".parse().unwrap();
         let fleet = "acme".parse().unwrap();
         let line = |seed: u8| PrivateKey::from_seed([seed; 32]).public_key().to_openssh();
-        let mut policy = policy(&[]);
         let secret = PoolSecret { environment: &environment, pool: &pool, app: &app, name: &name };
         let take = |key: &str| for_grant(folder.path(), &environment, &pool, &app, [&name], key);
         assert!(take(&line(1)).unwrap_err().message.contains("secret `TOKEN` of notes has no value in pool kernels"));
 
-        let error = secret.seal(&fleet, &policy, b"value").unwrap_err();
-        assert!(error.message.contains("gives nobody the role `scale`"), "{error:?}");
-        let holder = |key: String| {
-            let json = serde_json::json!({ "key": key, "roles": ["scale", "courier"] });
-            serde_json::from_value(json).unwrap()
-        };
-        policy.keys.insert("loop".parse().unwrap(), holder(line(1)));
-        let sealed = secret.seal(&fleet, &policy, b"value").unwrap();
+        let sealed = secret.seal(&fleet, &line(1), b"value").unwrap();
         write_json(&secret.file(folder.path()), &sealed).unwrap();
         let taken = take(&line(1)).unwrap();
         let purpose =
@@ -515,9 +498,8 @@ mod tests {
         assert!(error.hints[0].contains("secret set notes TOKEN -e staging --pool kernels` again"), "{error:?}");
         // A device opens nothing, and that is said before a value is asked for.
         let device = "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAICg1o3kx0yQLoWxXfb/tJgcSXnsU93JnvUbLCcqRPuyUAAAABHNzaDo=";
-        policy.keys.insert("token".parse().unwrap(), holder(device.into()));
-        let error = secret.seal(&fleet, &policy, b"").unwrap_err();
-        assert_eq!(error.message, "cannot seal to the key of `token`");
+        let error = secret.seal(&fleet, device, b"").unwrap_err();
+        assert!(error.message.contains("an ssh-ed25519 key is needed"), "{error:?}");
     }
 
     #[test]

@@ -86,6 +86,9 @@ pub struct PoolSection {
     /// How many instances one machine takes, as experiments found: 23 where nothing is said.
     #[serde(default = "slots_default")]
     pub slots: u32,
+    /// Which experiment found that number: a note for people, which `bulkhead pool ls` shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots_note: Option<String>,
     /// The memory of one machine that instances may use. Where it is said, each instance takes its service's `memory`
     /// of it; where it is not, only slots count.
     #[serde(default)]

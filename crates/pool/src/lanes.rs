@@ -1,6 +1,6 @@
 //! What is done on nodes, in order: a few things at a time on one machine, and one thing at a time on one instance.
 //!
-//! What waits for its turn waits here and not on a thread, so a machine that hangs holds up itself alone.
+//! What waits for its turn waits here and not on a thread, so a machine that hangs holds up a few threads and no more.
 
 use bulkhead_scale::{InstanceId, MachineId};
 use std::{

@@ -34,7 +34,7 @@ use bulkhead_fleet::{
     sign::{SignError, Signer},
 };
 use bulkhead_provider::Provider;
-use bulkhead_scale::{InstanceId, Machine, ServerId, Time};
+use bulkhead_scale::{InstanceId, Machine, MachineId, ServerId, Time};
 use bulkhead_trust::sealing::SealingKey;
 use bulkhead_wire::{ACCOUNT, Failure, FailureKind, NodeStatus, OBSERVE_ACCOUNT, Paper};
 use std::{
@@ -43,7 +43,7 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -91,6 +91,18 @@ pub trait Grants: Send + Sync {
     /// # Errors
     /// Nothing is, or it cannot be had; a sentence.
     fn granted(&self, pool: &PoolName, workload: &str) -> Result<Granted, String>;
+
+    /// The same without the image, which it may take long to find; with the sealed values of its secrets.
+    ///
+    /// # Errors
+    /// Nothing is, or it cannot be had; a sentence.
+    fn known(&self, pool: &PoolName, workload: &str) -> Result<(Grant, Sealed), String>;
+
+    /// On how many machines of a pool people let anything run: none where nothing is granted.
+    ///
+    /// # Errors
+    /// It cannot be read; a sentence.
+    fn machines(&self, pool: &PoolName) -> Result<u32, String>;
 }
 
 /// What nodes of a pool are.
@@ -122,8 +134,8 @@ pub struct NodeMeans {
     pub memory: Memory,
     /// The scale key, which signs orders.
     pub signer: Signer,
-    /// The same key as one that opens what is sealed to pools; without it nothing that has secrets is started.
-    pub opener: Option<SealingKey>,
+    /// The same key as one that opens what is sealed to pools, or why it is none: then nothing that has secrets starts.
+    pub opener: Result<SealingKey, String>,
     /// The agent's static binary.
     pub agent: Arc<[u8]>,
     /// Where records are kept.
@@ -156,6 +168,10 @@ pub struct FleetNodes {
     means: NodeMeans,
     architecture: Architecture,
     records: Records,
+    /// How many machines each pool may have, as it was read last.
+    granted: Mutex<BTreeMap<PoolName, u32>>,
+    /// The last that was said of each machine and of each instance there.
+    said: Mutex<BTreeMap<(MachineId, Option<InstanceId>), String>>,
 }
 
 /// Why something did not come about.
@@ -185,7 +201,8 @@ impl NodesError {
             Self::Bootstrap(error) => !matches!(error, BootstrapError::NotRoot { .. }),
             // A disk that is full, a policy that is being pulled.
             Self::Node(_) | Self::Push(_) | Self::Later(_) | Self::File(_) => true,
-            Self::Said(_) | Self::Enrolment(_) => false,
+            Self::Enrolment(EnrolmentError::File(_)) => true,
+            Self::Said(_) | Self::Enrolment(EnrolmentError::Key { .. }) => false,
         }
     }
 
@@ -203,9 +220,10 @@ impl NodesError {
         self.failure().is_some_and(|failure| failure.kind == FailureKind::Refused)
     }
 
-    /// Whether it was tried, and the machine could not or the service did not become healthy there.
+    /// Whether it was tried, and the machine could not or the service did not become healthy there. What a node does not
+    /// understand, such as an image that is none, no other node does.
     fn is_of_machine(&self) -> bool {
-        self.failure().is_some_and(|failure| !matches!(failure.kind, FailureKind::Refused | FailureKind::Locked))
+        self.failure().is_some_and(|failure| matches!(failure.kind, FailureKind::Unhealthy | FailureKind::Node))
     }
 }
 
@@ -239,7 +257,7 @@ impl FleetNodes {
         let architecture = Architecture::of_elf(&means.agent)
             .ok_or("the agent at hand is not a Linux program for x86_64 or aarch64")?;
         let records = Records::new(&means.directory);
-        Ok(Self { means, architecture, records })
+        Ok(Self { means, architecture, records, granted: Mutex::default(), said: Mutex::default() })
     }
 
     /// Forgets all machines but those whose name as a node ([`bulkhead_scale::Names::node`]) is known: their keys, their
@@ -265,8 +283,17 @@ impl FleetNodes {
         Ok(numbered.filter(|(_, instance)| !is_known(*instance)).collect())
     }
 
-    fn log(&self, machine: &Machine, what: &str) {
-        (self.means.log)(&format!("{}: {what}", node_name(&machine.name)));
+    /// Says something about a machine, or about an instance there. What is tried again and again is said once.
+    fn log(&self, machine: &Machine, about: Option<InstanceId>, what: &str) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.insert((machine.id, about), what.to_owned()).is_none_or(|before| before != what) {
+            (self.means.log)(&format!("{}: {what}", node_name(&machine.name)));
+        }
+    }
+
+    /// What was said of it is over.
+    fn is_well(&self, machine: &Machine, about: Option<InstanceId>) {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).remove(&(machine.id, about));
     }
 
     fn target(&self, record: &NodeRecord, account: &str) -> Result<Target, NodesError> {
@@ -327,52 +354,64 @@ impl FleetNodes {
         };
         let joining = Joining { machine, settings, identity };
         let server = machine.server.ok_or_else(|| said("its number at the provider is not known"))?;
-        // One that was asked for twice may be another server by now.
-        let known = self.records.get(node_name(&machine.name))?.filter(|record| record.server == server);
-        let mut record = match known {
-            Some(record) => record,
-            None => {
-                let Some(address) = self.locate(machine, server, is_wanted) else { return Ok(false) };
-                let record = self.first_record(&joining, server, address)?;
-                self.records.put(node_name(&machine.name), &record)?;
-                record
-            }
-        };
+        let mut known: Option<NodeRecord> = None;
         let mut has_answered = false;
         let mut answered = || {
             if !std::mem::replace(&mut has_answered, true) {
                 reached();
             }
         };
-        let mut last = String::new();
         while is_wanted() {
-            let attempt = self.means.runtime.block_on(async {
-                self.attempt(&joining, &mut record, &mut answered).await?;
-                self.status(&record, ACCOUNT, self.means.timeouts).await
-            });
-            // It starts nothing before it knows what was revoked.
-            let attempt = attempt.and_then(|status| self.inform(machine, &record, &status));
-            let error = match attempt {
+            let mut attempt = || {
+                let record = match &mut known {
+                    Some(record) => record,
+                    none => none.insert(self.recorded(&joining, server, is_wanted)?),
+                };
+                let status = self.means.runtime.block_on(async {
+                    self.attempt(&joining, record, &mut answered).await?;
+                    self.status(record, ACCOUNT, self.means.timeouts).await
+                })?;
+                // It starts nothing before it knows what was revoked.
+                self.inform(machine, record, &status)
+            };
+            match attempt() {
                 Ok(()) => {
-                    self.means.enrolment.remove(&machine.name)?;
+                    // Where it does not go, it opens nothing any more.
+                    if let Err(error) = self.means.enrolment.remove(&machine.name) {
+                        self.log(machine, None, &chain(&error));
+                    }
                     return Ok(true);
                 }
                 Err(error) if !error.may_pass() => return Err(error),
-                Err(error) => chain(&error),
-            };
-            // Nobody need read that it still boots, nor the same a hundred times.
-            if is_worth_a_line(&record) && error != last {
-                self.log(machine, &error);
-                last = error;
+                // Nobody need read that it still boots.
+                Err(error) if known.as_ref().is_none_or(is_worth_a_line) => self.log(machine, None, &chain(&error)),
+                Err(_) => {}
             }
             thread::sleep(TRY_EVERY);
         }
         Ok(false)
     }
 
+    /// The record of a machine, made where there is none. One that was asked for twice may be another server by now.
+    fn recorded(
+        &self,
+        joining: &Joining<'_>,
+        server: ServerId,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<NodeRecord, NodesError> {
+        let name = node_name(&joining.machine.name);
+        if let Some(known) = self.records.get(name)?.filter(|record| record.server == server) {
+            return Ok(known);
+        }
+        let address =
+            self.locate(joining.machine, server, is_wanted).ok_or_else(|| later("it is not wanted any more"))?;
+        let record = self.first_record(joining, server, address)?;
+        self.records.put(name, &record)?;
+        Ok(record)
+    }
+
     /// Where a machine is, once its provider says so.
     fn locate(&self, machine: &Machine, server: ServerId, is_wanted: &dyn Fn() -> bool) -> Option<IpAddr> {
-        let mut last = String::new();
         while is_wanted() {
             match self.means.provider.get(server) {
                 Ok(Some(seen)) if seen.name == machine.name => {
@@ -382,13 +421,7 @@ impl FleetNodes {
                 }
                 // A new machine may not be found for a while.
                 Ok(_) => {}
-                Err(error) => {
-                    let error = chain(&error);
-                    if error != last {
-                        self.log(machine, &error);
-                        last = error;
-                    }
-                }
+                Err(error) => self.log(machine, None, &chain(&error)),
             }
             thread::sleep(LOOK_EVERY);
         }
@@ -499,7 +532,7 @@ impl FleetNodes {
         self.greeted(joining, record)?;
         // Where this does not come about, a key lies about there that opens nothing any more.
         if let Err(error) = stock.clear(true).await {
-            self.log(joining.machine, &chain(&error));
+            self.log(joining.machine, None, &chain(&error));
         }
         Ok(())
     }
@@ -510,7 +543,14 @@ impl FleetNodes {
         let (policy, version) = (self.means.policy)().map_err(later)?;
         let digest = |text: &SignedText| hex(&sha256(text.text.as_bytes()));
         let digests: BTreeSet<String> = notices.iter().map(|(_, notice)| digest(notice)).collect();
-        let is_behind = status.policy_version + 1 == version;
+        let is_behind = status.policy_version.checked_add(1) == Some(version);
+        if status.policy_version < version && !is_behind {
+            // Versions follow from each other, and those between are not here.
+            let (has, environment) = (status.policy_version, &record.node.environment);
+            return Err(later(format!(
+                "it has policy {has} and would need each up to {version}, one after the other: it takes no order until then; drain it, or `bulkhead policy push -e {environment}` from where the others are"
+            )));
+        }
         if digests == record.notices && !is_behind {
             return Ok(());
         }
@@ -524,7 +564,7 @@ impl FleetNodes {
                 for (paper, notice) in notices.iter().filter(|(_, notice)| !record.notices.contains(&digest(notice))) {
                     match client.bring(*paper, notice).await {
                         // One that counts no more, such as of a key that was revoked, must not keep the others out.
-                        Err(NodeError::Failed { failure, .. }) => self.log(machine, &failure.message),
+                        Err(NodeError::Failed { failure, .. }) => self.log(machine, None, &failure.message),
                         brought => brought?,
                     }
                 }
@@ -556,13 +596,17 @@ impl FleetNodes {
     /// Starts an instance. Its number is its own until it is stopped, whatever comes of this.
     fn try_start(&self, machine: &Machine, instance: InstanceId, workload: &str) -> Result<(), NodesError> {
         let Granted { signed, grant, statements, payload, secrets } = self.granted(machine, workload)?;
-        let opened = secrets::open(self.means.opener.as_ref(), &grant, &secrets).map_err(later)?;
+        let opened = secrets::open(&self.means.opener, &grant, &secrets).map_err(later)?;
         let name = node_name(&machine.name);
+        // What runs of another grant may have other values of its secrets.
+        let known = self.records.get(name)?.and_then(|record| Some(record.instances.get(&instance)?.grant));
+        let has_its_secrets = grant.secrets.is_empty() || known == Some(Grant::id(signed.text.as_bytes()));
         let (record, app) = self.records.number(name, instance, &grant, &signed)?.map_err(later)?;
+        self.records.change(name, |record| record.milestones.begun.get_or_insert_with(now).0)?;
         let order = self.order(&app, &grant, Action::Run(grant.run.clone()))?;
         self.means.runtime.block_on(async {
             let (client, status) = self.reach(&record).await?;
-            if runs(&status, &app, &grant.run) {
+            if has_its_secrets && runs(&status, &app, &grant.run) {
                 client.close().await;
             } else {
                 let mut papers = Papers { statements, grant: Some(signed), ..Papers::default() };
@@ -579,8 +623,8 @@ impl FleetNodes {
     }
 
     /// Whom secrets are sealed to. What a machine says that this loop made a node of counts, over a connection to its
-    /// pinned host key; of one that somebody adopted what the policy lists, for anybody who may write to the repository
-    /// can add a machine to `fleet.toml`.
+    /// pinned host key; of one that somebody adopted what the policy lists and nothing else, for whoever may write to the
+    /// repository can put any machine into `fleet.toml`.
     fn sealing_key(&self, record: &NodeRecord, status: &NodeStatus) -> Result<String, NodesError> {
         let shown = status.keys.as_ref().map(|keys| keys.sealing.clone());
         let shown = shown.ok_or_else(|| later("it has no sealing key"))?;
@@ -592,8 +636,11 @@ impl FleetNodes {
         match policy.nodes.get(&record.name) {
             Some(listed) if listed.sealing == shown => Ok(shown),
             Some(_) => Err(later("it has another sealing key than the policy lists, and is given no secrets")),
-            None if policy.nodes.is_empty() => Ok(shown),
-            None => Err(later("the policy lists keys of nodes, and none of it: it is given no secrets")),
+            None => {
+                let environment = &record.node.environment;
+                let what = "the policy lists no keys of it, so it is given no secrets: if it is yours";
+                Err(later(format!("{what}, `bulkhead policy nodes -e {environment}` lists them")))
+            }
         }
     }
 
@@ -607,14 +654,14 @@ impl FleetNodes {
             format!("{}-{}", known.app, known.number).parse().map_err(|_| said("it has no name there"))?;
         let kept = self.records.grant(known.grant)?;
         let kept = kept.and_then(|signed| Some((Grant::parse(signed.text.as_bytes()).ok()?, signed)));
-        let is_scratch = kept.as_ref().is_none_or(|(grant, _)| grant.scratch);
+        let leaves_something = kept.as_ref().is_none_or(|(grant, _)| grant.scratch || !grant.secrets.is_empty());
         let remove = |grant: Grant, signed: SignedText| -> Result<(), NodesError> {
             let order = self.order(&app, &grant, Action::Remove { volumes: grant.scratch })?;
             self.means.runtime.block_on(async {
                 let (client, status) = self.reach(&record).await?;
                 let mut there = status.apps.iter().filter(|known| known.app == app);
-                // Of one that never ran well there may be data, which the next of its number must not find.
-                if is_scratch || there.any(|known| known.live.is_some() || known.busy.is_some()) {
+                // Of one that never ran well there may be data, which the next of its number must not find, and secrets.
+                if leaves_something || there.any(|known| known.live.is_some() || known.busy.is_some()) {
                     let papers = Papers { grant: Some(signed), ..Papers::default() };
                     return self.send(&record, client, order, None, papers).await;
                 }
@@ -734,7 +781,7 @@ fn timestamp() -> Timestamp {
 impl Nodes for FleetNodes {
     fn join(&self, machine: &Machine, reached: &mut dyn FnMut(), is_wanted: &dyn Fn() -> bool) -> bool {
         self.try_join(machine, reached, is_wanted).unwrap_or_else(|error| {
-            self.log(machine, &chain(&error));
+            self.log(machine, None, &chain(&error));
             false
         })
     }
@@ -743,20 +790,33 @@ impl Nodes for FleetNodes {
         let record = self.record(machine).ok()?;
         let asked = self.status(&record, OBSERVE_ACCOUNT, self.means.timeouts);
         let status = self.means.runtime.block_on(asked).ok()?;
-        if let Err(error) = self.inform(machine, &record, &status) {
-            self.log(machine, &chain(&error));
+        match self.inform(machine, &record, &status) {
+            Ok(()) => self.is_well(machine, None),
+            Err(error) => self.log(machine, None, &chain(&error)),
         }
         u32::try_from(status.apps.iter().filter(|app| app.live.is_some()).count()).ok()
     }
 
     fn may_start(&self, pool: &PoolName, workload: &str) -> Result<(), String> {
-        let Granted { grant, secrets, .. } = self.means.grants.granted(pool, workload)?;
-        secrets::open(self.means.opener.as_ref(), &grant, &secrets).map(drop)
+        let (grant, secrets) = self.means.grants.known(pool, workload)?;
+        secrets::open(&self.means.opener, &grant, &secrets).map(drop)
+    }
+
+    fn machines_granted(&self, pool: &PoolName) -> Option<u32> {
+        // What cannot be read now is as it was.
+        let read = self.means.grants.machines(pool).ok();
+        let mut granted = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = granted.entry(pool.clone()).or_default();
+        *known = read.unwrap_or(*known);
+        Some(*known)
     }
 
     fn start(&self, machine: &Machine, instance: InstanceId, workload: &str) -> Start {
-        let Err(error) = self.try_start(machine, instance, workload) else { return Start::Running };
-        self.log(machine, &format!("{workload}: {}", chain(&error)));
+        let Err(error) = self.try_start(machine, instance, workload) else {
+            self.is_well(machine, Some(instance));
+            return Start::Running;
+        };
+        self.log(machine, Some(instance), &format!("{workload}: {}", chain(&error)));
         if error.is_of_machine() { Start::Failed } else { Start::NotTried }
     }
 
@@ -765,12 +825,17 @@ impl Nodes for FleetNodes {
         let removed = self.means.enrolment.remove(&machine.name).and_then(|()| Ok(self.records.remove(name)?));
         if let Err(error) = removed {
             // It is tried again before the next loop begins.
-            self.log(machine, &chain(&error));
+            self.log(machine, None, &chain(&error));
         }
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _), _| *of != machine.id);
     }
 
     fn stop(&self, machine: &Machine, instance: InstanceId, workload: &str) -> bool {
         let stopped = self.try_stop(machine, instance, workload);
-        stopped.map_err(|error| self.log(machine, &format!("{workload}: {}", chain(&error)))).is_ok()
+        match &stopped {
+            Ok(()) => self.is_well(machine, Some(instance)),
+            Err(error) => self.log(machine, Some(instance), &format!("{workload}: {}", chain(error))),
+        }
+        stopped.is_ok()
     }
 }

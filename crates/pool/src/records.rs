@@ -34,6 +34,8 @@ pub struct Milestones {
     pub laid_out: Option<Time>,
     /// It answered as a node.
     pub greeted: Option<Time>,
+    /// The first instance was to be started: one that was ready before anything was wanted of it waited until then.
+    pub begun: Option<Time>,
     /// The first instance ran.
     pub first_instance: Option<Time>,
 }
@@ -53,7 +55,9 @@ impl Milestones {
         let mut before = self.asked;
         let mut parts = Vec::new();
         for (what, at) in marks {
-            if let (Some(from), Some(at)) = (before, at) {
+            // Nobody waited for it meanwhile.
+            let from = if what == "first instance" { before.max(self.begun) } else { before };
+            if let (Some(from), Some(at)) = (from, at) {
                 parts.push((what, at.since(from)));
             }
             before = at.or(before);

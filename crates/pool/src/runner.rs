@@ -11,8 +11,8 @@ use crate::{
 };
 use bulkhead_core::PoolName;
 use bulkhead_scale::{
-    Command, CreateAnswer, DeleteAnswer, Event, InstanceId, Limits, Machine, MachineId, Names, Output, Pool, Room,
-    Scaler, Server, ServerId, State, Time, Wish,
+    Command, CreateAnswer, DeleteAnswer, Event, InstanceId, Limits, Machine, MachineId, Names, Output, Pool, PoolIndex,
+    Room, Scaler, Server, ServerId, State, Time, Wish,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -34,10 +34,12 @@ const BATCH_MAX: usize = 256;
 const SERVER_WORKERS: usize = 8;
 /// Each node is asked whether it answers once in so many seconds, in large pools less often.
 const HEAR_EVERY_S: usize = 60;
-/// Nodes that are asked that at once.
+/// Nodes that are asked that, or what runs there, at once. Starts and stops on nodes that hang do not hold these up.
 const HEARING_MAX: usize = 32;
-/// Requests to nodes that are under way at once, besides joins.
+/// Starts and stops that are under way at once.
 const NODE_WORKERS: usize = 64;
+/// How often it is looked how many machines are granted.
+const BOUND_EVERY: Duration = Duration::from_secs(5);
 
 /// Where machines are bought. Calls block; none is ever made twice for one command.
 pub trait Servers: Send + Sync + 'static {
@@ -62,6 +64,11 @@ pub trait Nodes: Send + Sync + 'static {
     fn may_start(&self, pool: &PoolName, workload: &str) -> Result<(), String> {
         let _ = (pool, workload);
         Ok(())
+    }
+    /// How many machines people let a pool have at this moment; `None` where nothing but its caps counts.
+    fn machines_granted(&self, pool: &PoolName) -> Option<u32> {
+        let _ = pool;
+        None
     }
     /// Starts an instance there, which may run already.
     fn start(&self, machine: &Machine, instance: InstanceId, workload: &str) -> Start;
@@ -157,8 +164,10 @@ pub struct Runner {
     nodes: Arc<dyn Nodes>,
     events: (Sender<Event>, Receiver<Event>),
     to_servers: Sender<Work>,
-    to_nodes: Sender<Work>,
+    to_watch: Sender<Work>,
     lanes: Lanes,
+    /// When it was last looked how many machines are granted.
+    bounded: Option<Instant>,
     /// The last node that was asked whether it answers, and when; and how many are being asked.
     heard: (Option<MachineId>, Instant),
     hearing: Arc<AtomicUsize>,
@@ -239,7 +248,6 @@ impl Runner {
         let names = Names { fleet, token: database.token()? };
         let (workloads, next_instance) = database.workloads()?;
         let rows = database.rows()?;
-        let to_nodes = workers(NODE_WORKERS);
         let pool_names = pools.iter().map(|pool| pool.name.clone()).collect();
         let scaler = Scaler::restore(names, limits, pools, rows, clock());
         Ok(Self {
@@ -250,8 +258,9 @@ impl Runner {
             nodes,
             events: mpsc::channel(),
             to_servers: workers(SERVER_WORKERS),
-            lanes: Lanes::new(to_nodes.clone()),
-            to_nodes,
+            lanes: Lanes::new(workers(NODE_WORKERS)),
+            to_watch: workers(HEARING_MAX),
+            bounded: None,
             heard: (None, Instant::now()),
             hearing: Arc::default(),
             told,
@@ -287,15 +296,20 @@ impl Runner {
             }
             batch.extend(self.events.1.try_iter().take(BATCH_MAX));
             let mut outputs = Vec::new();
+            let mut notes: Vec<String> = self.told.try_iter().collect();
+            if self.bounded.is_none_or(|last| last.elapsed() > BOUND_EVERY) {
+                self.bound(&mut notes, &mut outputs);
+            }
             for event in batch {
                 self.desk.step(event, (self.clock)(), &mut outputs);
             }
             self.hear();
-            let mut notes: Vec<String> = self.told.try_iter().collect();
             let mut done = None;
             for asked in self.database.requests::<Request>()? {
                 match asked.request {
                     Ok(request) => {
+                        // What was granted a moment ago counts for what is asked now.
+                        self.bound(&mut notes, &mut outputs);
                         let nodes = &self.nodes;
                         let may_start = |pool: &PoolName, workload: &str| nodes.may_start(pool, workload);
                         notes.extend(self.desk.carry(request, (self.clock)(), &may_start, &mut outputs));
@@ -321,6 +335,19 @@ impl Runner {
             }
         }
         Ok(())
+    }
+
+    /// Holds each pool to what people grant at this moment.
+    fn bound(&mut self, notes: &mut Vec<String>, outputs: &mut Vec<Output>) {
+        self.bounded = Some(Instant::now());
+        for (index, pool) in (0..).map(PoolIndex).zip(self.pools.clone()) {
+            let machines = self.nodes.machines_granted(&pool);
+            if self.desk.scaler.bound(index, machines) {
+                let many = machines.map_or_else(|| "any number of".to_owned(), |many| many.to_string());
+                notes.push(format!("grants let {pool} have {many} machines"));
+                self.desk.step(Event::Tick, (self.clock)(), outputs);
+            }
+        }
     }
 
     /// Asks some nodes whether they answer; all of them in a minute, or as long as that takes.
@@ -463,7 +490,7 @@ impl Runner {
     }
 
     fn visit(&self, work: impl FnOnce() + Send + 'static) {
-        self.to_nodes.send(Box::new(work)).expect("workers live as long as the loop");
+        self.to_watch.send(Box::new(work)).expect("workers live as long as the loop");
     }
 }
 

@@ -8,6 +8,7 @@
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bulkhead_core::{AppName, NodeName, SecretDigest, SecretName, grant::Grant};
 use bulkhead_trust::sealing::{Purpose, Recipient, SealingKey, seal};
+use bulkhead_wire::SECRETS_MAX_BYTES;
 use std::collections::BTreeMap;
 use zeroize::Zeroizing;
 
@@ -20,14 +21,19 @@ pub(crate) struct Opened(BTreeMap<SecretName, Zeroizing<Vec<u8>>>);
 /// Opens the values that a grant names.
 ///
 /// # Errors
-/// One is not there, is another than was granted, or was sealed to another key; a sentence.
-pub(crate) fn open(key: Option<&SealingKey>, grant: &Grant, sealed: &Sealed) -> Result<Opened, String> {
+/// One is not there, is another than was granted, or was sealed to another key, or a node would not take so much; a
+/// sentence.
+pub(crate) fn open(key: &Result<SealingKey, String>, grant: &Grant, sealed: &Sealed) -> Result<Opened, String> {
     let mut opened = BTreeMap::new();
+    let mut left = SECRETS_MAX_BYTES;
     for (name, digest) in &grant.secrets {
-        let key = key.ok_or("the loop's key opens no secrets: it must be an ssh-ed25519 key in a file, such as BULKHEAD_KEY names, and not one that an ssh-agent holds")?;
+        let key = key.as_ref().map_err(|why| format!("the loop's key opens no secrets: {why}"))?;
         let what = |what: &str| format!("secret `{name}` of pool `{}`: {what}", grant.pool);
         let text = sealed.get(name).ok_or_else(|| what("its sealed value is not here any more"))?;
         let bytes = STANDARD.decode(text).map_err(|_| what("what is here is not base64"))?;
+        left = left.checked_sub(bytes.len()).ok_or_else(|| {
+            what(&format!("all together are more than the {SECRETS_MAX_BYTES} bytes that a node takes"))
+        })?;
         if SecretDigest::of(&bytes) != *digest {
             return Err(what(
                 "what is here is not the value that was granted: `bulkhead pool grant` grants the new one",
@@ -73,38 +79,39 @@ mod tests {
 
     #[test]
     fn what_was_granted_reaches_the_node_it_runs_on() {
-        let loops = SealingKey::from_seed(&[1; 32]);
+        let loops = Ok(SealingKey::from_seed(&[1; 32]));
         let name: SecretName = "TOKEN".parse().unwrap();
         let mut grant = crate::records::tests::grant(2);
         let sealed_to = |key: &SealingKey, grant: &Grant, value: &[u8]| {
             let to = purpose(grant, Recipient::Pool(&grant.pool), &grant.app, &name);
             seal(&key.public(), &to, value, Zeroizing::new([2; 32])).unwrap()
         };
-        let bytes = sealed_to(&loops, &grant, b"value");
+        let to = loops.as_ref().unwrap();
+        let bytes = sealed_to(to, &grant, b"value");
         grant.secrets = BTreeMap::from([(name.clone(), SecretDigest::of(&bytes))]);
         let here = |bytes: &[u8]| Sealed::from([(name.clone(), STANDARD.encode(bytes))]);
 
         let (node_key, node) = (SealingKey::from_seed(&[3; 32]), "kernels-t-1".parse().unwrap());
         let app = grant.instance(1).unwrap();
-        let opened = open(Some(&loops), &grant, &here(&bytes)).ok().unwrap();
+        let opened = open(&loops, &grant, &here(&bytes)).ok().unwrap();
         let again = opened.seal_to(&node_key.public(), &node, &grant, &app).unwrap();
         let came = STANDARD.decode(&again[&name]).unwrap();
         assert_eq!(digests(&again)[&name], SecretDigest::of(&came));
         let value = node_key.open(&purpose(&grant, Recipient::Node(&node), &app, &name), &came).unwrap();
         assert_eq!(**value, *b"value");
 
-        let refused = |key: Option<&SealingKey>, sealed: &Sealed, words: &str| {
+        let refused = |key: &Result<SealingKey, String>, sealed: &Sealed, words: &str| {
             let error = open(key, &grant, sealed).err().unwrap();
             assert!(error.contains(words), "{error}");
         };
-        refused(None, &here(&bytes), "opens no secrets");
-        refused(Some(&loops), &Sealed::new(), "not here any more");
+        refused(&Err("an agent holds it".into()), &here(&bytes), "opens no secrets: an agent");
+        refused(&loops, &Sealed::new(), "not here any more");
         // Another value that somebody sealed, who may write beside fleet.toml and sign nothing.
-        refused(Some(&loops), &here(&sealed_to(&loops, &grant, b"other")), "not the value that was granted");
-        refused(Some(&node_key), &here(&bytes), "sealed for another");
+        refused(&loops, &here(&sealed_to(to, &grant, b"other")), "not the value that was granted");
+        refused(&Ok(node_key), &here(&bytes), "sealed for another");
         assert!(opened.seal_to("none", &node, &grant, &app).unwrap_err().contains("cannot be sealed"));
         // Without secrets no key is asked for.
         grant.secrets.clear();
-        assert!(open(None, &grant, &Sealed::new()).is_ok());
+        assert!(open(&Err("none".into()), &grant, &Sealed::new()).is_ok());
     }
 }

@@ -21,7 +21,7 @@ use bulkhead_fleet::{
 };
 use bulkhead_pool::{
     Database, Enrolment, FleetNodes, Granted, Grants, LocalProvider, Means, NodeMeans, Nodes as _, PoolSettings,
-    Provided, Request, Runner, Servers as _, Start, ask, nodes, records, system_clock,
+    Provided, Request, Runner, Sealed, Servers as _, Start, ask, nodes, records, system_clock,
 };
 use bulkhead_provider::{Fixed, FixedMachine, Image as Boots, Provider, UserData, Wanted};
 use bulkhead_scale::{
@@ -118,6 +118,14 @@ struct OneGrant(Granted);
 impl Grants for OneGrant {
     fn granted(&self, of: &PoolName, workload: &str) -> Result<Granted, String> {
         if *of == pool() && workload == WORKLOAD { Ok(self.0.clone()) } else { Err("nothing is granted".into()) }
+    }
+
+    fn known(&self, of: &PoolName, workload: &str) -> Result<(Grant, Sealed), String> {
+        self.granted(of, workload).map(|granted| (granted.grant, granted.secrets))
+    }
+
+    fn machines(&self, _: &PoolName) -> Result<u32, String> {
+        Ok(self.0.grant.machines)
     }
 }
 
@@ -242,7 +250,7 @@ impl World {
             ssh: SshConfig::load(&self.folder).unwrap(),
             memory: Memory::at(self.folder.join("memory")),
             signer,
-            opener: None,
+            opener: Err("nothing here has secrets".into()),
             agent: fs::read(find_agent().expect("it is built before this test runs")).unwrap().into(),
             directory: self.folder.join("pool"),
             pools: BTreeMap::from([(pool(), settings)]),

@@ -329,6 +329,9 @@ fn differences(before: &str, after: &str) -> Vec<String> {
     let diff = similar::TextDiff::from_lines(before, after);
     let mut lines = Vec::new();
     for group in diff.grouped_ops(3) {
+        if !lines.is_empty() {
+            lines.push(" …".to_owned());
+        }
         for operation in group {
             for change in diff.iter_changes(&operation) {
                 lines.push(format!("{}{}", change.tag(), printable(change.value().trim_end_matches('\n'))));

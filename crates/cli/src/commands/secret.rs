@@ -6,7 +6,7 @@ use crate::{
     commands::rollback,
     error::{Error, Kind, Result},
     output::Paint,
-    pools::section,
+    pools::{scale_key, section},
     secrets::{
         POOL_SECRETS, PoolSecret, Recipients, SECRETS, digest, file, folder, joined, read, recipients, seal_to, unread,
         write,
@@ -15,7 +15,9 @@ use crate::{
     table::Table,
     workspace::{App, FleetFiles, MANIFEST, shown, write_json},
 };
-use bulkhead_core::{AppName, EnvironmentName, NodeName, PoolName, SecretName, fleet::FleetNode, order::ServiceSpec};
+use bulkhead_core::{
+    AppName, EnvironmentName, NodeName, PersonName, PoolName, SecretName, fleet::FleetNode, order::ServiceSpec,
+};
 use bulkhead_trust::sealing::VALUE_MAX_BYTES;
 use clap::{Args, Subcommand};
 use schemars::JsonSchema;
@@ -74,7 +76,7 @@ struct ValueArgs {
 /// The nodes are asked whether the keys are still theirs: one that was made anew has others, and nothing is sealed
 /// until the policy lists them (`bulkhead policy nodes`).
 ///
-/// With `--pool` it is sealed to the pool's loop instead: to the keys that the policy gives the role `scale`. The loop
+/// With `--pool` it is sealed to the pool's loop instead: to the key that the policy gives the role `scale`. The loop
 /// seals it again to each node on which it starts an instance, and so can read it.
 #[derive(Debug, Args)]
 struct SetArgs {
@@ -84,6 +86,10 @@ struct SetArgs {
     /// Seals it for instances on the nodes of a pool.
     #[arg(long, value_name = "POOL")]
     pool: Option<PoolName>,
+
+    /// Whose key the pool's loop has, where the policy gives several the role `scale`.
+    #[arg(long, value_name = "PERSON", requires = "pool")]
+    key: Option<PersonName>,
 }
 
 /// As `set`, and has the nodes run what they run already, with the new value
@@ -197,7 +203,7 @@ pub async fn run(context: &Context, args: &SecretArgs) -> Result<()> {
     match &args.command {
         SecretCommand::Set(args) => {
             let report = match &args.pool {
-                Some(pool) => set_for_pool(context, &args.value, pool).await?,
+                Some(pool) => set_for_pool(context, &args.value, pool, args.key.as_ref()).await?,
                 None => set(context, &args.value).await?,
             };
             context.ui.result(&report, render_set)
@@ -226,7 +232,13 @@ async fn set(context: &Context, args: &ValueArgs) -> Result<SecretReport> {
     let session = Session::open(context)?;
     let environment = &args.environment.environment;
     let local = local_app(context)?;
-    let nodes = nodes_of(local.as_ref(), &session.files, environment, &args.app)?;
+    let nodes = nodes_of(local.as_ref(), &session.files, environment, &args.app).map_err(|error| {
+        let mut pools = session.files.fleet.pools.iter().filter(|(_, section)| section.environment == *environment);
+        match pools.next() {
+            Some((pool, _)) => error.hint(format!("for instances on pool `{pool}`: `--pool {pool}`")),
+            None => error,
+        }
+    })?;
     // Before the value is asked for: it would be for nothing.
     let recipients = recipients(context, &session, environment, &nodes).await?;
     let unread = look_for_readers(args, local.as_ref(), &recipients);
@@ -251,7 +263,12 @@ async fn set(context: &Context, args: &ValueArgs) -> Result<SecretReport> {
 }
 
 /// Whom it is sealed to the policy says, so nobody is asked.
-async fn set_for_pool(context: &Context, args: &ValueArgs, pool: &PoolName) -> Result<SecretReport> {
+async fn set_for_pool(
+    context: &Context,
+    args: &ValueArgs,
+    pool: &PoolName,
+    key: Option<&PersonName>,
+) -> Result<SecretReport> {
     let files = FleetFiles::load(&context.places)?;
     let environment = &args.environment.environment;
     let section = section(&files.fleet, pool)?;
@@ -259,19 +276,20 @@ async fn set_for_pool(context: &Context, args: &ValueArgs, pool: &PoolName) -> R
         let message = format!("pool `{pool}` is for `{}`, and not for `{environment}`", section.environment);
         return Err(Error::usage(message));
     }
-    let policy = files.policy()?.policy;
-    let local = local_app(context)?.filter(|local| local.manifest.app == args.app);
-    let services = local.as_ref().map(|local| local.manifest.services_in(environment));
-    let unread =
-        services.and_then(|services| unread(&args.app, &args.name, environment, Some(&args.app), Some(&services)));
+    let key = scale_key(&files.policy()?.policy, key)?;
+    let local = local_app(context)?;
+    let manifest = local.as_ref().map(|local| &local.manifest.app);
+    let services = local.as_ref().filter(|local| local.manifest.app == args.app);
+    let services = services.map(|local| local.manifest.services_in(environment));
+    let unread = unread(&args.app, &args.name, environment, manifest, services.as_deref());
     if let Some(warning) = &unread {
         context.ui.note(&format!("warning: {warning}"));
     }
     let secret = PoolSecret { environment, pool, app: &args.app, name: &args.name };
     // Before the value is asked for: it would be for nothing.
-    secret.seal(&files.fleet.fleet, &policy, b"")?;
+    secret.seal(&files.fleet.fleet, &key, b"")?;
     let value = value(context, args).await?;
-    let sealed = secret.seal(&files.fleet.fleet, &policy, &value)?;
+    let sealed = secret.seal(&files.fleet.fleet, &key, &value)?;
     let path = secret.file(&files.directory);
     write_json(&path, &sealed)?;
     Ok(SecretReport {
@@ -454,6 +472,9 @@ async fn remove(context: &Context, args: &RmArgs) -> Result<()> {
             (secret.file(&files.directory), is_there, format!("pool {pool} of {environment}"), what)
         }
     };
+    if let Some(pool) = args.pool.as_ref().filter(|_| !is_there) {
+        section(&files.fleet, pool)?;
+    }
     if !is_there {
         return Err(Error::usage(format!("secret `{}` of {} has no value in {where_to}", args.name, args.app))
             .hint("`bulkhead secret ls` shows those that have one"));
@@ -491,7 +512,7 @@ fn render_set(report: &SecretReport, _: Paint) -> String {
 }
 
 fn render_list(report: &SecretLsReport, paint: Paint) -> String {
-    let mut table = Table::new(&["ENVIRONMENT", "APP", "SECRET", "NODES"]);
+    let mut table = Table::new(&["ENVIRONMENT", "APP", "SECRET", "SEALED TO"]);
     for secret in &report.secrets {
         let nodes: Vec<NodeName> = secret.nodes.iter().map(|sealed| sealed.node.clone()).collect();
         let to = secret.pool.as_ref().map_or_else(|| joined(&nodes), |pool| format!("pool {pool}"));

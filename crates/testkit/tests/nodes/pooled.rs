@@ -127,6 +127,8 @@ pub(crate) fn life(world: &World) -> Result<()> {
     app.run(&["start", "kernel/web", "--count", "1"])?.expect(5)?.says("revoked")?;
     app.run(&["stop", "kernel/web", "--count", "1", "--within", "1m"])?.expect(0)?;
     until(world, "every machine is given back", |pool| machines(pool).is_empty())?;
+    let place = world.fleet().join(".bulkhead/grants/kernels.kernel.web.json");
+    let first_grant = fs::read(&place)?;
     app.run(&["pool", "grant", "kernels", "-e", "staging", "--scratch", "--yes"])?.expect(0)?;
     app.run(&["start", "kernel/web", "--count", "1", "--within", "2m"])?.expect(0)?;
     let pool = look(world)?;
@@ -134,6 +136,16 @@ pub(crate) fn life(world: &World) -> Result<()> {
     fleet(world, &["audit", third])?.expect(0)?.says("revocation")?;
     reads(world, third, "kernel-1", SECOND)?;
     nowhere(world, &[FIRST, SECOND])?;
+
+    // Whoever writes beside fleet.toml puts the first grant back, and takes away that it was revoked.
+    let second_grant = fs::read(&place)?;
+    let (notices, away) = (world.fleet().join(".bulkhead/notices"), world.folder().join("away"));
+    fs::rename(&notices, &away)?;
+    fs::write(&place, first_grant)?;
+    app.run(&["start", "kernel/web", "--count", "1", "--within", "30s"])?.expect(9)?;
+    fleet(world, &["pool", "log", "-n", "5"])?.expect(0)?.says("no grant lets kernel/web run in kernels")?;
+    fs::write(&place, second_grant)?;
+    fs::rename(&away, &notices)?;
     app.run(&["scale", "kernel/web", "--count", "0", "--within", "1m"])?.expect(0)?;
     until(world, "that one is given back too", |pool| machines(pool).is_empty())?;
     drop(second);

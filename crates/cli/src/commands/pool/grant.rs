@@ -10,7 +10,7 @@ use crate::{
     notices::revoked,
     output::Paint,
     plan::binary_size,
-    pools::{self, GrantFile, Pools, grant_file, grant_path, secrets_path},
+    pools::{self, GrantFile, Pools, grant_file, grant_path, scale_key, secrets_path},
     proposal::name_of,
     secrets::{digests, for_grant},
     session::{Purpose, Session, now, sign_error},
@@ -22,7 +22,6 @@ use bulkhead_core::{
     name::nearest,
     notice::Revoked,
     order::{Run, ServiceSpec},
-    policy::Role,
 };
 use bulkhead_trust::read_grant;
 use clap::Args;
@@ -138,7 +137,7 @@ pub(super) async fn run(context: &Context, args: &GrantArgs) -> Result<()> {
     }
     let session = Session::of(context, files)?;
     pools::check(&session.files.fleet, &session.policy.policy)?;
-    let key = key(&session, args.key.as_ref())?;
+    let key = scale_key(&session.policy.policy, args.key.as_ref())?;
 
     let sealed =
         for_grant(&session.files.directory, environment, &args.pool, &app.manifest.app, &service.secrets, &key)?;
@@ -267,29 +266,6 @@ fn service(mut services: Vec<ServiceSpec>, wanted: Option<&ServiceName>) -> Resu
     })
 }
 
-/// The key that acts on it: the person's who is named, or the only one of the role.
-fn key(session: &Session, wanted: Option<&PersonName>) -> Result<String> {
-    let policy = &session.policy.policy;
-    let holders: Vec<_> = policy.holders(Role::Scale).collect();
-    let add = "`bulkhead key add NAME FILE --role scale --role courier --role observe`, with a key made for the loop";
-    match (wanted, holders.as_slice()) {
-        (Some(wanted), holders) => {
-            holders.iter().find(|(name, _)| *name == wanted).map(|(_, key)| key.key.clone()).ok_or_else(|| {
-                let error = Error::usage(format!("the policy gives `{wanted}` no role `scale`"));
-                if holders.is_empty() {
-                    error.hint(add)
-                } else {
-                    error.hint(format!("it gives it {}", policy.names_of(Role::Scale)))
-                }
-            })
-        }
-        (None, [(_, key)]) => Ok(key.key.clone()),
-        (None, []) => Err(Error::configuration("the policy gives nobody the role `scale`").hint(add)),
-        (None, _) => Err(Error::usage("several keys have the role `scale`: name one with `--key`")
-            .hint(format!("there are {}", policy.names_of(Role::Scale)))),
-    }
-}
-
 /// `known` are the values that the grant before has, where there is one.
 fn preview(grant: &Grant, known: Option<&BTreeMap<SecretName, SecretDigest>>, holder: &str, paint: Paint) -> String {
     let service = grant.service();
@@ -309,9 +285,11 @@ fn preview(grant: &Grant, known: Option<&BTreeMap<SecretName, SecretDigest>>, ho
         line("store", &format!("{} for as long as an instance lasts; it is deleted with it", names.join(", ")));
     }
     if !service.secrets.is_empty() {
-        let mark = |name: &SecretName| match known {
-            Some(known) if known.get(name) != grant.secrets.get(name) => format!("{name} (changed)"),
-            _ => name.to_string(),
+        // Whoever can put another value there can also take away what it would be compared with.
+        let mark = |name: &SecretName| match known.map(|known| known.get(name) == grant.secrets.get(name)) {
+            None => format!("{name} (with no grant before to compare)"),
+            Some(false) => format!("{name} (changed)"),
+            Some(true) => name.to_string(),
         };
         let names: Vec<String> = service.secrets.iter().map(mark).collect();
         line("read", &format!("{}, as sealed to the pool now", names.join(", ")));
@@ -399,7 +377,7 @@ mod tests {
         scaler, for pool kernels of acme (production) may, without asking anybody:
           run       notes/kernel and nothing else, as kernel --serve
           from      image 6105d6cc76af
-          read      TOKEN, as sealed to the pool now
+          read      TOKEN (with no grant before to compare), as sealed to the pool now
           each with 256M of memory, 50 % of a core
           at most   23 on each of 10 machines
           until     1970-04-01T00:00:00Z

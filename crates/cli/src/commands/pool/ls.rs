@@ -52,6 +52,10 @@ pub struct ListedPool {
     pub environment: Option<String>,
     /// Machines by state.
     pub machines: BTreeMap<String, usize>,
+    /// How many slots one machine has.
+    pub slots: u32,
+    /// Which experiment found that number.
+    pub slots_note: Option<String>,
     /// Slots in use, those reserved on machines that are coming among them.
     pub slots_used: u64,
     /// Free slots on ready machines.
@@ -180,6 +184,8 @@ fn report(looked: &Looked, nodes: &BTreeMap<String, NodeRecord>, told: &[Told]) 
             pool: name.to_string(),
             environment: section.map(|section| section.environment.to_string()),
             machines: by_state,
+            slots: view.pool.machine.slots,
+            slots_note: section.and_then(|section| section.slots_note.clone()),
             slots_used,
             slots_free: view.free_slots,
             slots_coming: view.coming_slots,
@@ -325,6 +331,11 @@ fn render(report: &PoolLsReport, now: Time, paint: Paint) -> String {
         put!(out, "\n{}", table.render(paint));
     }
     let mut notes = Vec::new();
+    for pool in &report.pools {
+        if let Some(note) = &pool.slots_note {
+            notes.push(format!("{}: {} slots a machine, by experiment: {}", pool.pool, pool.slots, printable(note)));
+        }
+    }
     for orphan in &report.orphans {
         notes.push(format!(
             "orphan: the provider has {} ({}), which is on no record and costs money: `bulkhead pool release-orphan {}`",
@@ -332,6 +343,12 @@ fn render(report: &PoolLsReport, now: Time, paint: Paint) -> String {
             orphan.server,
             orphan.server
         ));
+    }
+    for machine in report.machines.iter().filter(|machine| machine.state == State::Cordoned.as_str()) {
+        if machine.slots_used == 0 {
+            let name = &machine.machine;
+            notes.push(format!("{name} is empty, cordoned, and paid for: `bulkhead pool drain {name}` gives it back"));
+        }
     }
     for machine in report.machines.iter().filter(|machine| machine.state == State::Quarantined.as_str()) {
         notes.push(about_quarantined(machine, now));
@@ -395,6 +412,7 @@ mod tests {
         });
         let nodes = [("kernels-k3f9-0".to_owned(), serde_json::from_value(json).unwrap())].into();
         let mut report = super::report(&looked, &nodes, &[]);
+        report.pools[0].slots_note = Some("the third starts in 9 s instead of 2 (November, s-2vcpu-4gb)".into());
         report.orphans.push(ListedOrphan { server: 77, name: "kernels-zzzz-3.acme.bulkhead".into() });
         insta::assert_snapshot!(render(&report, looked.now, Paint { colour: false }), @r"
         POOL     ENV         MACHINES            SLOTS           INSTANCES                         PER HOUR  THIS MONTH
@@ -405,6 +423,7 @@ mod tests {
         kernels-k3f9-0  ready    35 s   -      2 of 2    1000  192.0.2.1
         kernels-k3f9-1  booting  14 s   -      2 of 2    1001  -
 
+        kernels: 2 slots a machine, by experiment: the third starts in 9 s instead of 2 (November, s-2vcpu-4gb)
         orphan: the provider has kernels-zzzz-3.acme.bulkhead (77), which is on no record and costs money: `bulkhead pool release-orphan 77`
         no loop runs here: `bulkhead pool run` buys machines and starts instances
         ");

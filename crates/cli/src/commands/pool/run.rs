@@ -5,14 +5,14 @@ use crate::{
     deployment::{document_of_held, payload_of_held},
     error::{Error, Kind, Result},
     grants::statements_about,
-    notices::{notices, revoked},
+    notices::{keep_revocations, notices, revoked},
     output::printable,
     pools::{self, GrantFile, Pools, database_error, grants},
     session::{Session, now, sign_error},
-    workspace::{FLEET, FleetFiles, PolicyFiles, read_if_present, write_durably},
+    workspace::{FLEET, FleetFiles, PolicyFiles, read_if_present, write_durably, write_json},
 };
 use bulkhead_core::{
-    EnvironmentName, NodeName, PoolName, SignedText,
+    EnvironmentName, NodeName, PoolName, SignedText, Timestamp,
     fleet::{FleetNode, PoolProvider},
     grant::Grant,
     policy::{Role, key_blob},
@@ -20,14 +20,14 @@ use bulkhead_core::{
 use bulkhead_fleet::{bootstrap::find_agent, sign::Signer};
 use bulkhead_pool::{
     Database, Enrolment, FleetNodes, Granted, Grants, Means, NodeMeans, Nodes, PoolSettings, Provided, ReadNotices,
-    ReadPolicy, Runner, node_name, system_clock,
+    ReadPolicy, Runner, Sealed, node_name, system_clock,
 };
 use bulkhead_provider::Provider;
-use bulkhead_scale::{Machine, Pool, State, Time};
+use bulkhead_scale::{Machine, State, Time};
 use clap::Args;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool, mpsc},
 };
 use tokio::runtime::Handle;
@@ -46,7 +46,7 @@ pub(super) struct RunArgs {}
 /// Runs the loop.
 pub(super) async fn run(context: &Context, _: &RunArgs) -> Result<()> {
     let files = FleetFiles::load(&context.places)?;
-    let mut pools = Pools::of(&files.fleet)?;
+    let pools = Pools::of(&files.fleet)?;
     let directory = pools::directory(&files.fleet.fleet)?;
     std::fs::create_dir_all(&directory)
         .map_err(|error| Error::during(Kind::Internal, format!("cannot make {}", directory.display()), &error))?;
@@ -54,7 +54,7 @@ pub(super) async fn run(context: &Context, _: &RunArgs) -> Result<()> {
     check_environments(&session)?;
     let signer = signer(&session).await?;
     // An agent or a device does not open anything. What that keeps from starting is said when it is asked for.
-    let opener = signer.sealing_key().await.ok();
+    let opener = signer.sealing_key().await.map_err(|error| shown(sign_error(&error)));
     let agent = agent().await?;
     // Before leases are read, and anything is asked: another loop may have it.
     let database = Database::open(&directory.join("pool.sqlite")).map_err(|error| database_error(&error))?;
@@ -63,12 +63,13 @@ pub(super) async fn run(context: &Context, _: &RunArgs) -> Result<()> {
     let folder = Folder {
         context: context.clone(),
         session: session.clone(),
+        directory: directory.clone(),
+        key: signer.public_key().to_openssh(),
+        newest: Mutex::default(),
+        refused: Mutex::default(),
         known: Mutex::default(),
         runtime: Handle::current(),
     };
-    for pool in &mut pools.pools {
-        folder.bound(pool)?;
-    }
 
     let (sender, told) = mpsc::channel::<String>();
     // It goes to the log that `pool log` shows.
@@ -81,7 +82,7 @@ pub(super) async fn run(context: &Context, _: &RunArgs) -> Result<()> {
         FleetNodes::new(NodeMeans {
             fleet: session.files.fleet.fleet.clone(),
             policy: policy(session.files.clone()),
-            notices: notices_of(session.files.clone()),
+            notices: notices_of(session.files.clone(), directory.clone()),
             identities: session.identities.clone(),
             timeouts: session.timeouts,
             ssh: session.ssh().clone(),
@@ -137,9 +138,20 @@ fn shown(error: Error) -> String {
     std::iter::once(error.message).chain(error.causes).collect::<Vec<_>>().join(": ")
 }
 
-/// Reads what was revoked, and the newest heartbeat, from beside `fleet.toml`.
-fn notices_of(files: FleetFiles) -> ReadNotices {
-    Box::new(move || notices(&files.directory).map_err(shown))
+/// Reads what was revoked, and the newest heartbeat, from beside `fleet.toml`. A revocation that this loop once read
+/// there counts though it be there no more.
+fn notices_of(files: FleetFiles, directory: PathBuf) -> ReadNotices {
+    let read = move || {
+        keep_revocations(&files.directory, &directory, &files.policy()?.policy)?;
+        let mut all = notices(&directory)?;
+        for notice in notices(&files.directory)? {
+            if !all.contains(&notice) {
+                all.push(notice);
+            }
+        }
+        Ok(all)
+    };
+    Box::new(move || read().map_err(shown))
 }
 
 /// What runs on machines and is on no record: a start that a killed loop had begun, and that was given up meanwhile.
@@ -245,6 +257,14 @@ fn local(_: &FleetFiles) -> Result<Arc<dyn Provider>> {
 struct Folder {
     context: Context,
     session: Session,
+    /// Where the loop keeps what it knows.
+    directory: PathBuf,
+    /// Its key.
+    key: String,
+    /// Whoever looks which grant is the newest that was acted on has it alone.
+    newest: Mutex<()>,
+    /// What was said of files that count for nothing.
+    refused: Mutex<BTreeSet<String>>,
     /// What was last read of each file, with what it took time to find.
     known: Mutex<BTreeMap<(PoolName, String), Granted>>,
     /// What waits for nodes that have the image. It is asked from threads of its own.
@@ -255,38 +275,71 @@ impl Folder {
     /// The grants that count: signed by enough people, and not revoked.
     fn valid(&self) -> Result<Vec<GrantFile>> {
         let files = &self.session.files;
-        let revoked = revoked(&files.directory, &files.policy()?.policy)?;
+        let policy = files.policy()?.policy;
+        keep_revocations(&files.directory, &self.directory, &policy)?;
+        let revoked = revoked(&self.directory, &policy)?;
         let is_revoked = |file: &GrantFile| revoked.orders.contains(&Grant::id(file.signed.text.as_bytes()));
-        Ok(grants(files, &self.context.ui)?.into_iter().filter(|file| !is_revoked(file)).collect())
+        let refused = |error: &Error| {
+            // They are read every few seconds.
+            if self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(error.message.clone()) {
+                self.context.ui.warn(error);
+            }
+        };
+        Ok(grants(files, &refused)?.into_iter().filter(|file| !is_revoked(file)).collect())
+    }
+
+    fn is_ours(&self, file: &GrantFile) -> bool {
+        key_blob(&file.grant.key) == key_blob(&self.key)
+    }
+
+    /// Takes no grant that is older than one that it acted on. Whoever may write beside `fleet.toml` can put an old one
+    /// back, which people signed once and would not sign again: with an old image, and old values of secrets.
+    fn take(&self, file: GrantFile) -> Result<GrantFile> {
+        let _alone = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = self.directory.join("newest.json");
+        let mut newest: BTreeMap<String, Timestamp> = match read_if_present(&path)? {
+            Some(text) => serde_json::from_str(&text)
+                .map_err(|error| Error::during(Kind::Internal, format!("cannot read {}", path.display()), &error))?,
+            None => BTreeMap::new(),
+        };
+        let key = format!("{}/{}", file.grant.pool, file.grant.workload());
+        match newest.get(&key) {
+            Some(known) if *known > file.grant.issued => {
+                let (workload, issued) = (file.grant.workload(), file.grant.issued);
+                let message = format!(
+                    "the grant for {workload} was made at {issued}, and this loop has acted on one of {known}: it does not go back"
+                );
+                Err(Error::configuration(format!(
+                    "{message}; `bulkhead pool grant` in the app's folder gives a new one"
+                )))
+            }
+            Some(known) if *known == file.grant.issued => Ok(file),
+            _ => {
+                newest.insert(key, file.grant.issued);
+                write_json(&path, &newest)?;
+                Ok(file)
+            }
+        }
     }
 
     fn find(&self, pool: &PoolName, workload: &str) -> Result<GrantFile> {
         let of_it = |file: &GrantFile| file.grant.pool == *pool && file.grant.workload() == workload;
+        let (ours, others): (Vec<_>, Vec<_>) =
+            self.valid()?.into_iter().filter(of_it).partition(|file| self.is_ours(file));
         // The newest is what people want now; one that lasts longer may be an old one that somebody kept.
-        let newest = self.valid()?.into_iter().filter(of_it).max_by_key(|file| file.grant.issued);
+        let newest = ours.into_iter().max_by_key(|file| file.grant.issued);
         let again = "`bulkhead pool grant` in the app's folder gives one";
         match newest {
+            None if !others.is_empty() => Err(Error::configuration(format!(
+                "the grant for {workload} is for another key than this loop's; {again}"
+            ))),
             None => Err(Error::configuration(format!("no grant lets {workload} run in {pool}; {again}"))),
             Some(file) if file.grant.not_after <= now() => {
                 let message = format!("the grant for {workload} ended at {}; {again}", file.grant.not_after);
                 Err(Error::configuration(message))
             }
-            Some(file) => Ok(file),
+            Some(file) => self.take(file),
         }
-    }
-
-    /// Lets a pool have no more machines than people granted: `fleet.toml` is signed by nobody.
-    fn bound(&self, pool: &mut Pool) -> Result<()> {
-        let valid = self.valid()?;
-        let Some(most) = valid.iter().filter(|file| file.grant.pool == pool.name).map(|file| file.grant.machines).max()
-        else {
-            return Ok(());
-        };
-        if pool.caps.machines.is_none_or(|machines| machines > most) {
-            self.context.ui.note(&format!("pool {} may have {most} machines, as its grants say", pool.name));
-            pool.caps.machines = Some(most);
-        }
-        Ok(())
     }
 
     /// Nodes that may have the image, should this machine's cache have lost it.
@@ -316,14 +369,30 @@ impl Grants for Folder {
     fn granted(&self, pool: &PoolName, workload: &str) -> std::result::Result<Granted, String> {
         let file = self.find(pool, workload).map_err(shown)?;
         let key = (pool.clone(), workload.to_owned());
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = known.get(&key).filter(|found| found.signed == file.signed) {
-            // What CI said of the image since is of use.
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = known().get(&key).filter(|found| found.signed == file.signed).cloned();
+        if let Some(found) = found {
+            // What CI said of the image since is of use, and secrets that were missing may have come.
             let statements = statements_about(&self.session.files.directory, file.grant.run.image).map_err(shown)?;
-            return Ok(Granted { statements, ..found.clone() });
+            let secrets = file.secrets().map_err(shown)?;
+            return Ok(Granted { statements, secrets, ..found });
         }
+        // Nodes may be asked for the image, and who hangs must not hold up starts of other services.
         let granted = self.runtime.block_on(self.granted(file)).map_err(shown)?;
-        known.insert(key, granted.clone());
+        known().insert(key, granted.clone());
         Ok(granted)
+    }
+
+    fn known(&self, pool: &PoolName, workload: &str) -> std::result::Result<(Grant, Sealed), String> {
+        let file = self.find(pool, workload).map_err(shown)?;
+        let secrets = file.secrets().map_err(shown)?;
+        Ok((file.grant, secrets))
+    }
+
+    /// `fleet.toml` says more, and is signed by nobody.
+    fn machines(&self, pool: &PoolName) -> std::result::Result<u32, String> {
+        let counts = |file: &GrantFile| file.grant.pool == *pool && file.grant.not_after > now() && self.is_ours(file);
+        let valid = self.valid().map_err(shown)?;
+        Ok(valid.iter().filter(|file| counts(file)).map(|file| file.grant.machines).max().unwrap_or(0))
     }
 }
