@@ -24,6 +24,7 @@ use bulkhead_core::{
     fleet::{Fleet, FleetNode, HeadroomSetting, PoolProvider, PoolSection, Span},
     grant::Grant,
     name::nearest,
+    notice::Revoked,
     order::ServiceSpec,
     policy::{Policy, Role},
 };
@@ -494,6 +495,22 @@ pub fn grants(files: &FleetFiles, refused: &dyn Fn(&Error)) -> Result<Vec<GrantF
         Ok(file)
     };
     Ok(grant_paths(files).into_iter().filter_map(|path| checked(path).map_err(|error| refused(&error)).ok()).collect())
+}
+
+/// On how many machines of each pool grants that hold at this moment let anything run. A pool that is not among them may
+/// have none.
+pub fn machines_granted<'a>(
+    grants: impl IntoIterator<Item = &'a GrantFile>,
+    revoked: &Revoked,
+) -> BTreeMap<PoolName, u32> {
+    let mut machines = BTreeMap::new();
+    for GrantFile { grant, signed, .. } in grants {
+        if grant.not_after > now() && !revoked.orders.contains(&Grant::id(signed.text.as_bytes())) {
+            let most: &mut u32 = machines.entry(grant.pool.clone()).or_default();
+            *most = grant.machines.max(*most);
+        }
+    }
+    machines
 }
 
 /// The files that may have grants.

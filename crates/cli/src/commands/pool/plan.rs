@@ -4,8 +4,11 @@ use super::{FROZEN, Looked, against};
 use crate::{
     Context,
     error::Result,
+    notices::revoked,
     output::{Paint, printable},
+    pools::{grants, machines_granted},
 };
+use bulkhead_core::PoolName;
 use bulkhead_pool::{Desk, Request};
 use bulkhead_scale::{Command, Decision, Event, InstanceId, MachineId, Micros, Output, PoolIndex, Scaler, Wish};
 use clap::Args;
@@ -42,12 +45,18 @@ pub struct PoolPlanReport {
 
 /// Shows it.
 pub(super) fn run(context: &Context, _: &PlanArgs) -> Result<()> {
-    let report = report(&Looked::at(context)?);
+    let looked = Looked::at(context)?;
+    let files = &looked.files;
+    let revoked = revoked(&files.directory, &files.policy()?.policy)?;
+    let granted = machines_granted(&grants(files, &|error| context.ui.warn(error))?, &revoked);
+    let report = report(&looked, &|pool| granted.get(pool).copied().unwrap_or(0));
     context.ui.result(&report, render)
 }
 
-fn report(looked: &Looked) -> PoolPlanReport {
+/// `granted` says how many machines grants let a pool have.
+fn report(looked: &Looked, granted: &dyn Fn(&PoolName) -> u32) -> PoolPlanReport {
     let mut copy = Copy::of(looked);
+    copy.bound(granted);
     let limits = limits(looked, &copy.desk.scaler);
     copy.step(Event::Tick);
     let pending = || looked.view.iter().flat_map(|view| &view.pending);
@@ -89,6 +98,14 @@ impl<'a> Copy<'a> {
                 next_instance: view.map_or(InstanceId(0), |view| view.next_instance),
             },
             output: Output::default(),
+        }
+    }
+
+    fn bound(&mut self, granted: &dyn Fn(&PoolName) -> u32) {
+        for index in (0..).map(PoolIndex) {
+            let Some(view) = self.desk.scaler.pool(index) else { break };
+            let most = granted(&view.pool.name);
+            self.desk.scaler.bound(index, Some(most));
         }
     }
 
@@ -274,7 +291,7 @@ mod tests {
     #[test]
     fn words() {
         let folder = tempfile::tempdir().unwrap();
-        let report = report(&looked(folder.path()));
+        let report = report(&looked(folder.path()), &|_| 9);
         insta::assert_snapshot!(render(&report, Paint { colour: false }), @r"
         would do
           make a node of kernels-k3f9-1
@@ -304,7 +321,7 @@ mod tests {
             count,
         };
         view.pending = ask(vec![start(4), Request::Machine { machine: MachineId(0), wish: Wish::Cordon }]);
-        insta::assert_snapshot!(render(&report(&looked), Paint { colour: false }), @r"
+        insta::assert_snapshot!(render(&report(&looked, &|_| 9), Paint { colour: false }), @r"
         asked, not yet taken
           start 4 of notes/kernel in kernels
           cordon kernels-k3f9-0
@@ -327,12 +344,12 @@ mod tests {
         ");
         let view = looked.view.as_mut().unwrap();
         view.pending = ask(vec![Request::Stop { workload: "notes/kernel".into(), pool: None, count: u32::MAX }]);
-        let stopped = report(&looked);
+        let stopped = report(&looked, &|_| 9);
         assert_eq!(stopped.pending, ["stop all of notes/kernel"]);
         assert!(stopped.commands.contains(&"stop 2 of notes/kernel on kernels-k3f9-0".to_owned()), "{stopped:?}");
         let view = looked.view.as_mut().unwrap();
         view.pending = ask(vec![Request::Freeze, start(1)]);
-        assert!(report(&looked).buys.len() == 1, "what waited before was bought for before the freeze");
-        assert!(report(&looked).frozen);
+        assert!(report(&looked, &|_| 9).buys.len() == 1, "what waited before was bought for before the freeze");
+        assert!(report(&looked, &|_| 9).frozen);
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     grants::statements_about,
     notices::{keep_revocations, notices, revoked},
     output::printable,
-    pools::{self, GrantFile, Pools, database_error, grants},
+    pools::{self, GrantFile, Pools, database_error, grants, machines_granted},
     session::{Session, now, sign_error},
     workspace::{FLEET, FleetFiles, PolicyFiles, read_if_present, write_durably, write_json},
 };
@@ -15,6 +15,7 @@ use bulkhead_core::{
     EnvironmentName, NodeName, PoolName, SignedText, Timestamp,
     fleet::{FleetNode, PoolProvider},
     grant::Grant,
+    notice::Revoked,
     policy::{Role, key_blob},
 };
 use bulkhead_fleet::{bootstrap::find_agent, sign::Signer};
@@ -391,8 +392,8 @@ impl Grants for Folder {
 
     /// `fleet.toml` says more, and is signed by nobody.
     fn machines(&self, pool: &PoolName) -> std::result::Result<u32, String> {
-        let counts = |file: &GrantFile| file.grant.pool == *pool && file.grant.not_after > now() && self.is_ours(file);
         let valid = self.valid().map_err(shown)?;
-        Ok(valid.iter().filter(|file| counts(file)).map(|file| file.grant.machines).max().unwrap_or(0))
+        let granted = machines_granted(valid.iter().filter(|file| self.is_ours(file)), &Revoked::default());
+        Ok(granted.get(pool).copied().unwrap_or(0))
     }
 }
