@@ -187,12 +187,12 @@ fn life(world: &World) -> Result<()> {
     let good = fs::read(&sealed)?;
     set(&other, "set", "staging", "for another app", 0)?;
     fs::copy(world.fleet().join(".bulkhead/secrets/staging/nosy/TOKEN.json"), &sealed)?;
-    app.deploy("staging", 5)?.says("secret `TOKEN`: sealed for another node, app, environment or name")?;
+    app.deploy("staging", 5)?.says("secret `TOKEN`: sealed for another node or pool, app, environment or name")?;
     app.run(&["promote", "staging", "production", "--yes"])?.expect(3)?.says("has no value in production")?;
     set(&app, "set", "production", PRODUCTION, 0)?;
     let of_production = fs::read_to_string(world.fleet().join(".bulkhead/secrets/production/keeping/TOKEN.json"))?;
     fs::write(&sealed, of_production.replace("prod-1", "stage-1"))?;
-    app.deploy("staging", 5)?.says("secret `TOKEN`: sealed for another node, app, environment or name")?;
+    app.deploy("staging", 5)?.says("secret `TOKEN`: sealed for another node or pool, app, environment or name")?;
     let audit = world.on_node("stage-1", &["tail", "-n", "1", "/var/lib/bulkhead/audit.jsonl"])?;
     ensure!(audit.contains("\"refused\"") && audit.contains("\"rule\":\"secret\""), "{audit}");
     reads(&app, "stage-1", SECOND)?;
