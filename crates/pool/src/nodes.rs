@@ -622,26 +622,13 @@ impl FleetNodes {
         })
     }
 
-    /// Whom secrets are sealed to. What a machine says that this loop made a node of counts, over a connection to its
-    /// pinned host key; of one that somebody adopted what the policy lists and nothing else, for whoever may write to the
-    /// repository can put any machine into `fleet.toml`.
+    /// Whom secrets are sealed to: see [`sealed_to`].
     fn sealing_key(&self, record: &NodeRecord, status: &NodeStatus) -> Result<String, NodesError> {
         let shown = status.keys.as_ref().map(|keys| keys.sealing.clone());
         let shown = shown.ok_or_else(|| later("it has no sealing key"))?;
-        if !record.is_adopted {
-            return Ok(shown);
-        }
         let SignedText { text, .. } = (self.means.policy)().map_err(later)?.0;
         let policy = Policy::parse(text.as_bytes()).map_err(later)?;
-        match policy.nodes.get(&record.name) {
-            Some(listed) if listed.sealing == shown => Ok(shown),
-            Some(_) => Err(later("it has another sealing key than the policy lists, and is given no secrets")),
-            None => {
-                let environment = &record.node.environment;
-                let what = "the policy lists no keys of it, so it is given no secrets: if it is yours";
-                Err(later(format!("{what}, `bulkhead policy nodes -e {environment}` lists them")))
-            }
-        }
+        sealed_to(record, shown, &policy).map_err(later)
     }
 
     /// Stops an instance, under the grant that it was started with, or where the node takes that no more, under what is
@@ -752,6 +739,24 @@ impl FleetNodes {
     }
 }
 
+/// The key that secrets for a node are sealed to, of the one that it shows. What a machine shows that this loop made a node
+/// of counts, over a connection to its pinned host key; of one that somebody adopted what the policy lists and nothing
+/// else, for whoever may write to the repository can put any machine into `fleet.toml`.
+fn sealed_to(record: &NodeRecord, shown: String, policy: &Policy) -> Result<String, String> {
+    if !record.is_adopted {
+        return Ok(shown);
+    }
+    match policy.nodes.get(&record.name) {
+        Some(listed) if listed.sealing == shown => Ok(shown),
+        Some(_) => Err("it has another sealing key than the policy lists, and is given no secrets".into()),
+        None => {
+            let environment = &record.node.environment;
+            let what = "the policy lists no keys of it, so it is given no secrets: if it is yours";
+            Err(format!("{what}, `bulkhead policy nodes -e {environment}` lists them"))
+        }
+    }
+}
+
 /// Whether what goes wrong with it is worth a line: until it was reached it most likely boots.
 fn is_worth_a_line(record: &NodeRecord) -> bool {
     record.milestones.reached.is_some() || record.is_adopted
@@ -837,5 +842,33 @@ impl Nodes for FleetNodes {
             Err(error) => self.log(machine, Some(instance), &format!("{workload}: {}", chain(error))),
         }
         stopped.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adopted_machine_is_given_secrets_by_a_listed_key_alone() {
+        let policy = |nodes: serde_json::Value| -> Policy {
+            serde_json::from_value(serde_json::json!({
+                "format": 1, "fleet": "acme", "version": 1, "root": { "threshold": 1, "keys": [] }, "keys": {},
+                "environments": {}, "nodes": nodes,
+            }))
+            .unwrap()
+        };
+        let listed = |name: &str| serde_json::json!({ name: { "audit": "", "sealing": "its own" } });
+        let record = |is_adopted: bool| NodeRecord { is_adopted, ..crate::records::tests::record("iron-1") };
+        let of = |is_adopted: bool, shown: &str, nodes: serde_json::Value| {
+            sealed_to(&record(is_adopted), shown.to_owned(), &policy(nodes))
+        };
+        assert_eq!(of(true, "its own", listed("iron-1")), Ok("its own".to_owned()));
+        assert!(of(true, "another", listed("iron-1")).unwrap_err().contains("another sealing key"));
+        for nodes in [listed("iron-2"), serde_json::json!({})] {
+            assert!(of(true, "its own", nodes).unwrap_err().contains("`bulkhead policy nodes -e staging`"));
+        }
+        // Nobody could list a machine that the loop bought a minute ago.
+        assert_eq!(of(false, "any", listed("iron-2")), Ok("any".to_owned()));
     }
 }

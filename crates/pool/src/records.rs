@@ -297,7 +297,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn record(name: &str) -> NodeRecord {
+    pub(crate) fn record(name: &str) -> NodeRecord {
         let json = serde_json::json!({ "environment": "staging", "address": "192.0.2.1", "pool": "kernels" });
         NodeRecord {
             name: name.parse().unwrap(),

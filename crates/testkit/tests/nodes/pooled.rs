@@ -1,7 +1,10 @@
 //! A pool of machines, from the command line: bought of this machine, made nodes, given instances, and given back. The
 //! loop has a key that may nothing but scale, and is killed.
 
-use crate::trust::{fleet, key};
+use crate::{
+    orders::sign,
+    trust::{fleet, key},
+};
 use anyhow::{Context as _, Result, bail, ensure};
 use bulkhead_testkit::world::{App, World, get, live_socket};
 use serde_json::Value;
@@ -154,7 +157,7 @@ pub(crate) fn life(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Puts a newer grant beside the good one, for another command, that nobody signed.
+/// Puts newer grants beside the good one, for another command: one that nobody signed, and another fleet's.
 fn forge(world: &World) -> Result<()> {
     let folder = world.fleet().join(".bulkhead/grants");
     let signed: Value = serde_json::from_slice(&fs::read(folder.join("kernels.kernel.web.json"))?)?;
@@ -163,6 +166,13 @@ fn forge(world: &World) -> Result<()> {
     grant["run"]["services"][0]["command"][1] = "evil".into();
     let forged = serde_json::json!({ "text": grant.to_string(), "signatures": signed["signatures"] });
     fs::write(folder.join("zz.json"), serde_json::to_vec(&forged)?)?;
+    // One more that people did sign, newer still, for a fleet that they have besides.
+    grant["issued"] = (grant["issued"].as_i64().context("no time")? + 30).into();
+    grant["fleet"] = "another".into();
+    let text = serde_json::to_string_pretty(&grant)?;
+    let signature = sign(&world.key(), bulkhead_core::grant::NAMESPACE, text.as_bytes(), world.folder())?;
+    let signed = serde_json::json!({ "text": text, "signatures": [signature] });
+    fs::write(folder.join("zzz.json"), serde_json::to_vec(&signed)?)?;
     Ok(())
 }
 

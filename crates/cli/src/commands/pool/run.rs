@@ -293,34 +293,11 @@ impl Folder {
         key_blob(&file.grant.key) == key_blob(&self.key)
     }
 
-    /// Takes no grant that is older than one that it acted on. Whoever may write beside `fleet.toml` can put an old one
-    /// back, which people signed once and would not sign again: with an old image, and old values of secrets.
+    /// Takes a grant, unless it is older than one that this loop acted on.
     fn take(&self, file: GrantFile) -> Result<GrantFile> {
         let _alone = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = self.directory.join("newest.json");
-        let mut newest: BTreeMap<String, Timestamp> = match read_if_present(&path)? {
-            Some(text) => serde_json::from_str(&text)
-                .map_err(|error| Error::during(Kind::Internal, format!("cannot read {}", path.display()), &error))?,
-            None => BTreeMap::new(),
-        };
-        let key = format!("{}/{}", file.grant.pool, file.grant.workload());
-        match newest.get(&key) {
-            Some(known) if *known > file.grant.issued => {
-                let (workload, issued) = (file.grant.workload(), file.grant.issued);
-                let message = format!(
-                    "the grant for {workload} was made at {issued}, and this loop has acted on one of {known}: it does not go back"
-                );
-                Err(Error::configuration(format!(
-                    "{message}; `bulkhead pool grant` in the app's folder gives a new one"
-                )))
-            }
-            Some(known) if *known == file.grant.issued => Ok(file),
-            _ => {
-                newest.insert(key, file.grant.issued);
-                write_json(&path, &newest)?;
-                Ok(file)
-            }
-        }
+        go_on(&self.directory.join("newest.json"), &file.grant)?;
+        Ok(file)
     }
 
     fn find(&self, pool: &PoolName, workload: &str) -> Result<GrantFile> {
@@ -366,6 +343,28 @@ impl Folder {
     }
 }
 
+/// Notes a grant as the newest that is acted on, for its pool and service. Whoever may write beside `fleet.toml` can put an
+/// old one back, which people signed once and would not sign again: with an old image, and old values of secrets.
+fn go_on(path: &Path, grant: &Grant) -> Result<()> {
+    let mut newest: BTreeMap<String, Timestamp> = match read_if_present(path)? {
+        Some(text) => serde_json::from_str(&text)
+            .map_err(|error| Error::during(Kind::Internal, format!("cannot read {}", path.display()), &error))?,
+        None => BTreeMap::new(),
+    };
+    let (workload, issued) = (grant.workload(), grant.issued);
+    let known = newest.insert(format!("{}/{workload}", grant.pool), issued);
+    match known {
+        Some(known) if known > issued => {
+            let what =
+                format!("the grant for {workload} was made at {issued}, and this loop has acted on one of {known}");
+            let again = "`bulkhead pool grant` in the app's folder gives a new one";
+            Err(Error::configuration(format!("{what}: it does not go back; {again}")))
+        }
+        Some(known) if known == issued => Ok(()),
+        _ => write_json(path, &newest),
+    }
+}
+
 impl Grants for Folder {
     fn granted(&self, pool: &PoolName, workload: &str) -> std::result::Result<Granted, String> {
         let file = self.find(pool, workload).map_err(shown)?;
@@ -395,5 +394,34 @@ impl Grants for Folder {
         let valid = self.valid().map_err(shown)?;
         let granted = machines_granted(valid.iter().filter(|file| self.is_ours(file)), &Revoked::default());
         Ok(granted.get(pool).copied().unwrap_or(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_older_grant_is_taken_than_the_newest_that_was_acted_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("newest.json");
+        let of = |service: &str, issued: i64| {
+            let json = serde_json::json!({
+                "format": 1, "fleet": "acme", "environment": "staging", "pool": "kernels", "app": "notes",
+                "run": { "image": bulkhead_core::ImageId::of(b"x"), "services": [
+                    bulkhead_core::order::ServiceSpec::new(service.parse().unwrap(), vec!["x".into()])
+                ] },
+                "key": "", "machines": 1, "instances": 1, "issued": issued, "not_after": 99,
+            });
+            go_on(&path, &serde_json::from_value(json).unwrap())
+        };
+        of("web", 10).unwrap();
+        of("web", 10).unwrap();
+        of("web", 20).unwrap();
+        // Also by the next loop, and for this service alone.
+        assert!(of("web", 10).unwrap_err().message.contains("it does not go back"));
+        assert!(of("web", 19).is_err());
+        of("worker", 10).unwrap();
+        of("web", 20).unwrap();
     }
 }
